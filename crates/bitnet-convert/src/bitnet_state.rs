@@ -1,0 +1,188 @@
+//! What a `config.json` says about BitNet: transformers' `quantization_config`, and this project's own object where
+//! transformers has no words for the model.
+
+use bitnet_layers::SubLnOrigin;
+use bitnet_model::{CausalLmConfig, SubNorms};
+use bitnet_quant::Quantization;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::fields::Fields;
+use crate::hf_config::ModelType;
+use crate::{ConvertError, HfConfig, Placement};
+
+/// The key of this project's own object in `config.json`.
+const OWN_KEY: &str = "bitnet_arch";
+/// The `model_type` of a model that transformers cannot express: it refuses the folder instead of misreading it.
+const OWN_MODEL_TYPE: &str = "bitnet_arch";
+
+/// Which slots of a checkpoint are BitNet, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct BitNetState {
+    /// What the BitNet slots quantize.
+    pub(crate) quantization: Quantization,
+    /// Which BitNet slots have a sub-norm that is not the architecture's own.
+    pub(crate) sub_norm: Placement,
+    /// Whether those sub-norms follow λ.
+    pub(crate) origin: SubLnOrigin,
+    /// Their epsilon; `None` is the model's.
+    pub(crate) sub_norm_eps: Option<f64>,
+    /// Names of the slots that stay dense; an entry also covers what it is the beginning or the end of.
+    pub(crate) dense: Vec<String>,
+}
+
+/// This project's own object.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Own {
+    /// `model_type` of the architecture that was converted.
+    base_model_type: String,
+    sub_norm: Placement,
+    quantization: Quantization,
+    #[serde(default)]
+    dense: Vec<String>,
+}
+
+impl BitNetState {
+    /// Whether the slot of this name is dense.
+    pub(crate) fn is_dense(&self, slot: &str) -> bool {
+        self.dense.iter().any(|name| slot.starts_with(name.as_str()) || slot.ends_with(name.as_str()))
+    }
+
+    /// The state, and the `model_type` to read the other fields by where it is not the one written.
+    pub(crate) fn parse(fields: &Fields) -> Result<(Option<Self>, Option<String>), ConvertError> {
+        if let Some(own) = fields.get::<Own>(OWN_KEY)? {
+            let state = Self {
+                quantization: own.quantization,
+                sub_norm: own.sub_norm,
+                origin: SubLnOrigin::Inserted,
+                sub_norm_eps: None,
+                dense: own.dense,
+            };
+            return Ok((Some(state), Some(own.base_model_type)));
+        }
+        let Some(inner) = fields.inside("quantization_config")? else {
+            return Ok((None, None));
+        };
+        let unsupported = |field, found: &str, reason: &str| {
+            Err(ConvertError::Unsupported { field, found: found.into(), reason: reason.into() })
+        };
+        let method: String = inner.require("quant_method")?;
+        if method != "bitnet" {
+            return unsupported("quantization_config.quant_method", &method, "expected bitnet");
+        }
+        let class = inner.get("linear_class")?.unwrap_or_else(|| "bitlinear".to_owned());
+        let mode = inner.get("quantization_mode")?.unwrap_or_else(|| "offline".to_owned());
+        if (class.as_str(), mode.as_str()) != ("autobitlinear", "online") {
+            let reason = "packed weights hold no latent weights to train: expected autobitlinear and online";
+            return unsupported("quantization_config", &format!("{class}, {mode}"), reason);
+        }
+        let tied = fields.get("tie_word_embeddings")?.unwrap_or(false);
+        let dense: Option<Vec<String>> = inner.get("modules_to_not_convert")?;
+        if let Some(list) = &dense
+            && !tied
+            && !list.iter().any(|name| name == "lm_head")
+        {
+            let reason = "the list replaces the default, so it would ternarize the head: include lm_head";
+            return unsupported("quantization_config.modules_to_not_convert", &format!("{list:?}"), reason);
+        }
+        let per_linear = inner.get("use_rms_norm")?.unwrap_or(false);
+        let state = Self {
+            quantization: Quantization::default(),
+            sub_norm: if per_linear { Placement::All } else { Placement::None },
+            origin: SubLnOrigin::Native,
+            sub_norm_eps: if per_linear { Some(inner.get("rms_norm_eps")?.unwrap_or(1e-6)) } else { None },
+            dense: dense.unwrap_or_default(),
+        };
+        Ok((Some(state), None))
+    }
+}
+
+impl HfConfig {
+    /// The `config.json` of this model in a BitNet state, with every key that it does not touch kept.
+    pub(crate) fn to_json(&self) -> Map<String, Value> {
+        let mut json = self.raw.clone();
+        json.remove(OWN_KEY);
+        json.remove("quantization_config");
+        let base = self.model_type.name();
+        json.insert("model_type".into(), json!(base));
+        let Some(state) = &self.bitnet else {
+            return json;
+        };
+        let own = Own {
+            base_model_type: base.into(),
+            sub_norm: state.sub_norm,
+            quantization: state.quantization,
+            dense: state.dense.clone(),
+        };
+        if state.origin == SubLnOrigin::Inserted {
+            json.insert(OWN_KEY.into(), json!(own));
+        }
+        let expressible = state.quantization == Quantization::default();
+        let quantization_config = |use_rms_norm: bool| {
+            let skip: Vec<&str> =
+                ["lm_head"].into_iter().chain(state.dense.iter().map(String::as_str)).collect();
+            json!({
+                "quant_method": "bitnet",
+                "linear_class": "autobitlinear",
+                "quantization_mode": "online",
+                "use_rms_norm": use_rms_norm,
+                "rms_norm_eps": state.sub_norm_eps.unwrap_or(self.model.norm_eps),
+                "modules_to_not_convert": if state.dense.is_empty() { Value::Null } else { json!(skip) },
+            })
+        };
+        match state.sub_norm {
+            _ if !expressible => {
+                json.insert("model_type".into(), json!(OWN_MODEL_TYPE));
+            }
+            Placement::None => {
+                json.insert("quantization_config".into(), quantization_config(false));
+            }
+            Placement::All => {
+                json.insert("quantization_config".into(), quantization_config(true));
+            }
+            Placement::Output if state.dense.is_empty() && self.fits_bitnet() => {
+                json.insert("quantization_config".into(), quantization_config(false));
+                json.insert("model_type".into(), json!("bitnet"));
+                json.insert("architectures".into(), json!(["BitNetForCausalLM"]));
+                // Values whose defaults differ between the two architectures must be written out.
+                json.insert("rms_norm_eps".into(), json!(self.model.norm_eps));
+                json.insert("max_position_embeddings".into(), json!(self.model.max_positions));
+                json.insert("tie_word_embeddings".into(), json!(self.model.tied_head));
+                if !json.contains_key("hidden_act") {
+                    json.insert("hidden_act".into(), json!("silu"));
+                }
+                let has_theta =
+                    |value: Option<&Value>| value.is_some_and(|rope| rope.get("rope_theta").is_some());
+                if !json.contains_key("rope_theta") && !has_theta(json.get("rope_parameters")) {
+                    json.insert("rope_theta".into(), json!(self.model.rope.theta));
+                }
+            }
+            Placement::Output => {
+                json.insert("model_type".into(), json!(OWN_MODEL_TYPE));
+            }
+        }
+        json
+    }
+
+    /// How the sub-norms are called in the files.
+    pub(crate) fn sub_norm_names(&self) -> crate::names::SubNormNames {
+        let inserted = self.bitnet.as_ref().map_or(Placement::None, |state| state.sub_norm);
+        let written_as_bitnet = inserted == Placement::Output && self.to_json()["model_type"] == "bitnet";
+        if self.model.sub_norms == SubNorms::Output || written_as_bitnet {
+            crate::names::SubNormNames::BitNet
+        } else {
+            crate::names::SubNormNames::PerLinear
+        }
+    }
+
+    /// Whether transformers' BitNetForCausalLM computes this model once it has sub-norms.
+    fn fits_bitnet(&self) -> bool {
+        let CausalLmConfig { d_model, n_heads, qkv_bias, output_bias, .. } = self.model;
+        matches!(self.model_type, ModelType::Llama | ModelType::Mistral)
+            && self.model.sliding == bitnet_model::SlidingLayers::None
+            && n_heads * self.model.head_dim() == d_model
+            && qkv_bias == output_bias
+            && !self.model.mlp_bias
+    }
+}

@@ -1,0 +1,224 @@
+//! Conversion in place: dense slots become BitNet slots.
+
+use std::collections::BTreeMap;
+
+use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut, slot_path};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::bitnet_state::BitNetState;
+use crate::names::{Names, is_output_slot};
+use crate::{
+    Action, Checkpoint, ConversionReport, ConvertError, LeftBecause, Placement, Policy, TensorReport,
+};
+
+/// Turns every dense slot of a model into a BitNet slot, except those that the policy excludes, and inserts SubLN
+/// as it says. Weights keep their values, device and trainability; a second conversion changes nothing.
+///
+/// # Errors
+/// - [`ConvertError::Pattern`] for a glob that cannot be read
+/// - [`ConvertError::Layer`] where the granularity does not fit a weight; no slot is changed then
+pub fn convert(
+    mut checkpoint: Checkpoint,
+    policy: &Policy,
+) -> Result<(Checkpoint, ConversionReport), ConvertError> {
+    let eps = checkpoint.config.model.norm_eps;
+    let names = checkpoint.names();
+    let slot_name = |path: &str| names.slot(path).unwrap_or_else(|| path.into());
+    let done = convert_slots_named(&mut checkpoint.model, policy, eps, is_output_slot, slot_name)?;
+    if done.values().any(|done| *done == SlotDone::Converted) {
+        checkpoint.config.bitnet = Some(BitNetState {
+            quantization: policy.quantization,
+            sub_norm: policy.sub_norm,
+            origin: SubLnOrigin::Inserted,
+            sub_norm_eps: None,
+            dense: dense_slots(&checkpoint.model).iter().map(|path| slot_name(path)).collect(),
+        });
+    }
+    let names = checkpoint.names();
+    let report = report(&checkpoint.model, &done, |path| names.tensor(path));
+    Ok((checkpoint, report))
+}
+
+/// [`convert`], unless the model is BitNet already: then nothing is done, and the report is `None`.
+///
+/// # Errors
+/// Those of [`convert`].
+pub fn auto_convert(
+    checkpoint: Checkpoint,
+    policy: &Policy,
+) -> Result<(Checkpoint, Option<ConversionReport>), ConvertError> {
+    if is_bitnet(&checkpoint.model) {
+        return Ok((checkpoint, None));
+    }
+    convert(checkpoint, policy).map(|(checkpoint, report)| (checkpoint, Some(report)))
+}
+
+/// Converts the slots of any module, by the paths of its own fields. `is_output` says which slots
+/// [`Placement::Output`] norms, `eps` is the epsilon of inserted norms.
+///
+/// # Errors
+/// Those of [`convert`].
+pub fn convert_slots<M: Module + Slots>(
+    mut module: M,
+    policy: &Policy,
+    eps: f64,
+    is_output: impl Fn(&str) -> bool,
+) -> Result<(M, ConversionReport), ConvertError> {
+    let done = convert_slots_named(&mut module, policy, eps, is_output, str::to_owned)?;
+    let report =
+        report(&module, &done, |path| Some(path.replace(".form.Bit.", ".").replace(".form.Dense.", ".")));
+    Ok((module, report))
+}
+
+/// Whether any slot of a module is a BitNet layer.
+pub fn is_bitnet(module: &impl Slots) -> bool {
+    let mut found = false;
+    for_each_slot(module, |_, slot| found |= slot.is_bit());
+    found
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum SlotDone {
+    Converted,
+    AlreadyBitNet,
+    Excluded(String),
+}
+
+fn convert_slots_named(
+    module: &mut impl Slots,
+    policy: &Policy,
+    eps: f64,
+    is_output: impl Fn(&str) -> bool,
+    name: impl Fn(&str) -> String,
+) -> Result<BTreeMap<String, SlotDone>, ConvertError> {
+    let norm = RmsNormConfig::new(1).with_eps(eps);
+    norm.validate()?;
+    let excluded = policy.excluded()?;
+    let mut done = BTreeMap::new();
+    let mut misfit = None;
+    for_each_slot(module, |path, slot| {
+        let name = name(path);
+        let decision = match excluded.iter().find(|glob| glob.is_match(&name)) {
+            _ if slot.is_bit() => SlotDone::AlreadyBitNet,
+            Some(glob) => SlotDone::Excluded(glob.glob().to_string()),
+            None => {
+                let shape = [slot.d_output(), slot.d_input()];
+                if let Err(source) = policy.quantization.weight.check(shape) {
+                    misfit.get_or_insert(bitnet_layers::LayerError::Quantization { name, source });
+                }
+                SlotDone::Converted
+            }
+        };
+        done.insert(path.to_owned(), decision);
+    });
+    if let Some(error) = misfit {
+        return Err(error.into());
+    }
+    let mut failed = None;
+    for_each_slot_mut(module, |path, slot| {
+        if done.get(path) != Some(&SlotDone::Converted) {
+            return;
+        }
+        if let Err(error) = slot.convert(policy.quantization) {
+            failed.get_or_insert(error);
+            return;
+        }
+        let wanted = match policy.sub_norm {
+            Placement::None => false,
+            Placement::Output => is_output(path),
+            Placement::All => true,
+        };
+        if wanted && slot.sub_norm.is_none() {
+            let norm = RmsNormConfig::new(slot.d_input()).with_eps(eps);
+            slot.sub_norm = Some(SubLn::inserted(&norm, &slot.device()));
+        }
+    });
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(done),
+    }
+}
+
+/// Paths of the slots that are dense.
+fn dense_slots(module: &impl Slots) -> Vec<String> {
+    let mut dense = Vec::new();
+    for_each_slot(module, |path, slot| {
+        if !slot.is_bit() {
+            dense.push(path.to_owned());
+        }
+    });
+    dense
+}
+
+fn report(
+    module: &impl Module,
+    done: &BTreeMap<String, SlotDone>,
+    name: impl Fn(&str) -> Option<String>,
+) -> ConversionReport {
+    let mut visitor = Reporter { done, name, path: Vec::new(), containers: Vec::new(), tensors: Vec::new() };
+    module.visit(&mut visitor);
+    ConversionReport { tensors: visitor.tensors }
+}
+
+struct Reporter<'a, F> {
+    done: &'a BTreeMap<String, SlotDone>,
+    name: F,
+    path: Vec<String>,
+    containers: Vec<String>,
+    tensors: Vec<TensorReport>,
+}
+
+impl<F: Fn(&str) -> Option<String>> Reporter<'_, F> {
+    fn action(&self) -> Action {
+        let leaf = self.path.last().map_or("", String::as_str);
+        let container = self.containers.last().map_or("", String::as_str);
+        let slot = (1..self.path.len()).rev().find_map(|end| {
+            let path = self.path[..end].iter().fold(String::new(), |path, field| slot_path(&path, field));
+            self.done.get(&path).map(|done| (done, &self.path[end..]))
+        });
+        Action::Left(match (slot, container, leaf) {
+            (Some((SlotDone::Converted, rest)), _, "gain")
+                if rest.first().is_some_and(|f| f == "sub_norm") =>
+            {
+                return Action::InsertedSubNorm;
+            }
+            (_, "Struct:RmsNorm", _) => LeftBecause::Norm,
+            (Some(_), _, "bias") => LeftBecause::Bias,
+            (Some((SlotDone::Converted, _)), ..) => return Action::Ternarized,
+            (Some((SlotDone::AlreadyBitNet, _)), ..) => LeftBecause::AlreadyBitNet,
+            (Some((SlotDone::Excluded(pattern), _)), ..) => LeftBecause::Excluded(pattern.clone()),
+            (None, "Struct:Embedding", _) => LeftBecause::Embedding,
+            (None, ..) if self.path.first().is_some_and(|field| field == "head") => LeftBecause::Head,
+            (None, ..) => LeftBecause::NotInASlot,
+        })
+    }
+}
+
+impl<F: Fn(&str) -> Option<String>> ModuleVisitor for Reporter<'_, F> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push(name.into());
+        self.containers.push(container_type.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.join(".");
+        let mut shape: Vec<usize> = param.lazy_shape().to_vec();
+        if self.containers.last().is_some_and(|container| container == "Struct:Linear") {
+            shape.reverse();
+        }
+        let name = (self.name)(&path).unwrap_or(path);
+        self.tensors.push(TensorReport { name, shape, action: self.action() });
+    }
+}
+
+impl Checkpoint {
+    pub(crate) fn names(&self) -> Names {
+        Names::new(&self.config.model, self.config.sub_norm_names())
+    }
+}

@@ -1,0 +1,179 @@
+use std::path::PathBuf;
+
+use bitnet_layers::LayerError;
+use bitnet_model::ModelError;
+use bitnet_text::TextError;
+use thiserror::Error;
+
+/// What a checkpoint, or a wish about one, can have wrong.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// A file or folder cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file or folder cannot be written.
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The folder to be written holds something already.
+    #[error("`{}` exists: expected a new or empty folder", path.display())]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A JSON file is damaged, or a field is missing or has the wrong type.
+    #[error("`{}`: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the field's name.
+        reason: String,
+    },
+    /// The folder holds no weights.
+    #[error("`{}` holds neither model.safetensors nor model.safetensors.index.json", folder.display())]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The index names a shard that is not there.
+    #[error("`{}` names the shard `{shard}`, which is not there", index.display())]
+    AbsentShard {
+        /// The index file.
+        index: PathBuf,
+        /// The shard's file name.
+        shard: String,
+    },
+    /// A file is no safetensors file, or is cut short.
+    #[error("`{}` is not a sound safetensors file: {reason}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The architecture is not one that this project computes.
+    #[error("model_type `{found}`: expected one of {known}")]
+    UnknownModelType {
+        /// The config's `model_type`.
+        found: String,
+        /// The known ones.
+        known: String,
+    },
+    /// The config asks for something that this project does not compute.
+    #[error("config `{field}` is {found}: {reason}")]
+    Unsupported {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What is supported.
+        reason: String,
+    },
+    /// The config describes no possible model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tensors are not those that the config implies.
+    #[error("{}", list(problems))]
+    Tensors {
+        /// All that is wrong, not only the first.
+        problems: Vec<TensorProblem>,
+    },
+    /// A weight is NaN or infinite.
+    #[error("tensor `{name}` holds {value} at element {index}: expected finite weights")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// The first such element, in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The conversion policy does not fit a slot.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A name pattern cannot be read.
+    #[error("exclude pattern `{pattern}`: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The model is BitNet already.
+    #[error("`{}` is a BitNet checkpoint already", folder.display())]
+    AlreadyBitNet {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The tokenizer can give tokens that the embedding has no row for.
+    #[error(
+        "the tokenizer has {tokens} tokens, the embedding {rows} rows: expected no more tokens than rows"
+    )]
+    TokenizerTooLarge {
+        /// Tokens of the tokenizer, added ones included.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// The tokenizer cannot be read.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The device failed while weights were read from it.
+    #[error("device, at tensor `{name}`: {reason}")]
+    Device {
+        /// The tensor.
+        name: String,
+        /// The device's reason.
+        reason: String,
+    },
+}
+
+/// One thing wrong with one tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TensorProblem {
+    /// The config implies it, the files lack it.
+    #[error("tensor `{name}` is missing")]
+    Missing {
+        /// The tensor.
+        name: String,
+    },
+    /// The files hold it, the config does not imply it.
+    #[error("tensor `{name}` is unexpected")]
+    Unexpected {
+        /// The tensor.
+        name: String,
+    },
+    /// Its shape is not the one that the config implies.
+    #[error("tensor `{name}` has shape {found:?}, the config implies {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape that the config implies.
+        expected: Vec<usize>,
+    },
+    /// Its type is none that weights are read from.
+    #[error("tensor `{name}` has dtype {found}: expected F32, F16 or BF16")]
+    DType {
+        /// The tensor.
+        name: String,
+        /// The type in the file.
+        found: String,
+    },
+}
+
+fn list(problems: &[TensorProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

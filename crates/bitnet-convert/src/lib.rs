@@ -1,0 +1,40 @@
+//! Hugging Face checkpoints in and out, and their conversion to BitNet.
+//!
+//! ```no_run
+//! use bitnet_convert::{LoadOptions, Policy, convert, load, save};
+//! use burn::tensor::Device;
+//!
+//! let source = load("SmolLM2-135M", &Device::flex(), &LoadOptions::default())?;
+//! let (converted, report) = convert(source, &Policy::default())?;
+//! println!("{} slots ternarized", report.n_converted());
+//! save(&converted, "SmolLM2-135M-bitnet")?;
+//! # Ok::<(), bitnet_convert::ConvertError>(())
+//! ```
+//!
+//! A [`Checkpoint`] is a model together with the `config.json`, tokenizer files and shard layout that it came with,
+//! so that what is written looks like what was read. [`stage1`] does all of the above on folders.
+//!
+//! This is the only crate that opens checkpoints. Names and shapes are checked in full before a byte is loaded, and
+//! everything that is written appears under its name whole or not at all.
+
+mod bitnet_state;
+mod checkpoint;
+mod convert;
+mod error;
+mod fields;
+mod hf_config;
+mod json;
+mod names;
+mod policy;
+mod report;
+mod shards;
+mod stage1;
+
+pub use checkpoint::{Checkpoint, LoadOptions, check_tokenizer, load, save};
+pub use convert::{auto_convert, convert, convert_slots, is_bitnet};
+pub use error::{ConvertError, TensorProblem};
+pub use hf_config::HfConfig;
+pub use policy::{Placement, Policy};
+pub use report::{Action, ConversionReport, LeftBecause, TensorReport};
+pub use shards::{Layout, WeightType};
+pub use stage1::{auto_stage1, is_bitnet_folder, stage1};

@@ -1,0 +1,58 @@
+use bitnet_quant::Quantization;
+use globset::{Glob, GlobMatcher};
+use serde::{Deserialize, Serialize};
+
+use crate::ConvertError;
+
+/// Where conversion inserts a SubLN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// Nowhere.
+    None,
+    /// Before the attention's output projection and the MLP's down projection.
+    #[default]
+    Output,
+    /// Before every projection.
+    All,
+}
+
+impl std::str::FromStr for Placement {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            "output" => Ok(Self::Output),
+            "all" => Ok(Self::All),
+            other => Err(format!("SubLN placement `{other}`: expected none, output or all")),
+        }
+    }
+}
+
+/// What conversion does. The default is b1.58 with SubLN before the output projections.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Where a SubLN is inserted. A slot that has one keeps it and gets no second.
+    pub sub_norm: Placement,
+    /// Globs on full names, as in `model.layers.0.*` or `*.down_proj`; `*` crosses dots. What matches stays dense,
+    /// in addition to embedding and head.
+    pub exclude: Vec<String>,
+    /// What is quantized, and how finely.
+    pub quantization: Quantization,
+}
+
+impl Policy {
+    /// # Errors
+    /// [`ConvertError::Pattern`] for a glob that cannot be read.
+    pub(crate) fn excluded(&self) -> Result<Vec<GlobMatcher>, ConvertError> {
+        let compile = |pattern: &String| {
+            Glob::new(pattern).map(|glob| glob.compile_matcher()).map_err(|error| ConvertError::Pattern {
+                pattern: pattern.clone(),
+                reason: error.kind().to_string(),
+            })
+        };
+        self.exclude.iter().map(compile).collect()
+    }
+}

@@ -1,0 +1,64 @@
+//! Activations to int8 by absmax per token.
+
+use rayon::prelude::*;
+
+use crate::error::check_length;
+use crate::weight::EPS;
+use crate::{CpuError, Kernel};
+
+/// Tokens quantized by absmax: `x ≈ codes · scale`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedActivations {
+    /// `[tokens, d_input]`
+    pub codes: Vec<i8>,
+    /// `[tokens]`
+    pub scales: Vec<f32>,
+}
+
+impl Kernel {
+    /// Quantizes each token: with `m = 2^(bits − 1) − 1`, `t = m / max(max|x|, 1e-5)`, `codes = clamp(round(x
+    /// · t), −m − 1, m)` with ties to even, `scale = 1 / t`.
+    ///
+    /// A NaN or an infinity in a token makes its scale NaN or infinite, so that it shows in whatever uses the
+    /// scale; the token's codes then mean nothing.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, d_input]`
+    ///
+    /// # Errors
+    /// - [`CpuError::Bits`] if `bits` is not in 2..=8
+    /// - [`CpuError::Length`] if `x` is not whole tokens
+    ///
+    /// # Source
+    /// arXiv 2402.17764, section 2.
+    pub fn quantize_activations(
+        self,
+        x: &[f32],
+        d_input: usize,
+        bits: u32,
+    ) -> Result<QuantizedActivations, CpuError> {
+        if !(2..=8).contains(&bits) {
+            return Err(CpuError::Bits { found: bits });
+        }
+        let tokens = x.len().checked_div(d_input).unwrap_or(0);
+        check_length("x", x.len(), tokens * d_input)?;
+        let high = ((1 << (bits - 1)) - 1) as f32;
+        let mut codes = vec![0; x.len()];
+        let mut scales = vec![0.0; tokens];
+        let primitives = self.primitives();
+        let chunk = d_input.max(1);
+        codes
+            .par_chunks_mut(chunk)
+            .zip(x.par_chunks(chunk))
+            .zip(&mut scales)
+            .with_min_len((1 << 14) / chunk + 1)
+            .for_each(|((codes, x), scale)| {
+                let absmax = primitives.absmax(x);
+                // Not `f32::max`, which would hide a NaN.
+                let factor = high / if absmax < EPS { EPS } else { absmax };
+                primitives.quantize(x, factor, [-high - 1.0, high], codes);
+                *scale = factor.recip();
+            });
+        Ok(QuantizedActivations { codes, scales })
+    }
+}

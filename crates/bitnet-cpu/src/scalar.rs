@@ -1,0 +1,178 @@
+//! The definition of every kernel, in plain Rust that compilers vectorise. The vector kernels either have the
+//! same bits by construction (the same function, compiled for a larger instruction set) or are tested to have
+//! them.
+
+use std::array::from_fn;
+
+use half::f16;
+
+use crate::kernel::{Accumulators, LANES, Primitives};
+use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
+
+/// Runs on every processor.
+pub(crate) struct Scalar;
+
+impl Primitives for Scalar {
+    fn name(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn ternary(&self, weights: &[Block], tokens: &[&[[i8; BLOCK_INPUTS]]], out: &mut Accumulators) {
+        for (x, out) in tokens.iter().zip(out) {
+            *out = ternary(weights, x);
+        }
+    }
+
+    fn sum(&self, x: &[i8]) -> i32 {
+        sum(x)
+    }
+
+    fn absmax(&self, x: &[f32]) -> f32 {
+        absmax(x)
+    }
+
+    fn quantize(&self, x: &[f32], factor: f32, [low, high]: [f32; 2], codes: &mut [i8]) {
+        quantize(x, factor, [low, high], codes);
+    }
+
+    fn abs_sum(&self, w: &[f32], folded: &mut [f32]) -> f32 {
+        abs_sum(w, folded)
+    }
+
+    fn dot_f16(&self, w: &[f16], x: &[f32]) -> f32 {
+        dot_f16(w, x)
+    }
+}
+
+/// `Σ digit · x` for the 32 rows of a tile.
+///
+/// Each byte of a block has an i16 sum, which 16 blocks cannot overflow: 16 · 4 · 3 · 128 = 24576 < 2¹⁵. The
+/// loops over 16 bytes are what vectorises.
+fn ternary(weights: &[Block], x: &[[i8; BLOCK_INPUTS]]) -> [i32; TILE_ROWS] {
+    let mut sums = [0; TILE_ROWS];
+    for (weights, x) in weights.chunks(16).zip(x.chunks(16)) {
+        let mut products = [[0i16; 16]; 8];
+        for (block, x) in weights.iter().zip(x) {
+            for plane in 0..4 {
+                let x: [i16; 16] = from_fn(|i| i16::from(x[4 * plane + i % 4]));
+                for (products, bytes) in products.iter_mut().zip(block.0.as_chunks::<16>().0) {
+                    for i in 0..16 {
+                        products[i] += i16::from(bytes[i] >> (2 * plane) & 3) * x[i];
+                    }
+                }
+            }
+        }
+        for (sum, products) in sums.iter_mut().zip(products.as_flattened().as_chunks::<4>().0) {
+            *sum += products.iter().map(|&product| i32::from(product)).sum::<i32>();
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+pub(crate) fn sum(x: &[i8]) -> i32 {
+    x.iter().map(|&x| i32::from(x)).sum()
+}
+
+/// `max|x|`. The bits of non-negative floats are ordered as the floats are, and an integer maximum
+/// vectorises.
+#[inline(always)]
+pub(crate) fn absmax(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().map(|x| (x.to_bits() & i32::MAX as u32) as i32).fold(0, i32::max) as u32)
+}
+
+/// `codes = clamp(round(x · factor), low, high)`, ties to even; `low` and `high` are integers within ±2²².
+///
+/// Clamping first gives the same codes. Then adding 1.5 · 2²³, where a float has no fraction bits left, makes
+/// the addition itself round to even, and leaves the code in the sum's low bits: no call of a rounding
+/// function.
+#[inline(always)]
+pub(crate) fn quantize(x: &[f32], factor: f32, [low, high]: [f32; 2], codes: &mut [i8]) {
+    const MAGIC: f32 = 12_582_912.0;
+    for (code, x) in codes.iter_mut().zip(x) {
+        let value = x * factor;
+        let value = if value > low { value } else { low };
+        let value = if value < high { value } else { high };
+        *code = (value + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i8;
+    }
+}
+
+/// `Σ|w|` by folding halves: while n > 1 { h = ⌈n/2⌉; a\[i\] += a\[i + h\] for i < n − h; n = h }. `folded`
+/// is scratch of at least n numbers, so that memory is read once, in order, and the folds happen in cache.
+#[inline(always)]
+pub(crate) fn abs_sum(w: &[f32], folded: &mut [f32]) -> f32 {
+    let folded = &mut folded[..w.len()];
+    for (folded, w) in folded.iter_mut().zip(w) {
+        *folded = w.abs();
+    }
+    fold(folded)
+}
+
+/// The sum of `a` in the order of [`abs_sum`]; 0 for an empty list. Overwrites `a`.
+#[inline(always)]
+pub(crate) fn fold(a: &mut [f32]) -> f32 {
+    let mut n = a.len();
+    while n > 1 {
+        let half = n.div_ceil(2);
+        let (low, high) = a[..n].split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
+        }
+        n = half;
+    }
+    a.first().copied().unwrap_or(0.0)
+}
+
+/// `Σ w·x`: product `i` is added to lane `i mod 32`, in the order of `i`; the 32 lanes are then folded.
+/// Multiplication and addition round separately.
+fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
+    let (w, w_rest) = w.as_chunks::<LANES>();
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for (w, x) in w.iter().zip(x) {
+        add_products(&mut lanes, w, x);
+    }
+    add_products(&mut lanes, w_rest, x_rest);
+    fold(&mut lanes)
+}
+
+/// Adds the products of up to 32 pairs to their lanes.
+#[inline(always)]
+pub(crate) fn add_products(lanes: &mut [f32; LANES], w: &[f16], x: &[f32]) {
+    for ((lane, w), x) in lanes.iter_mut().zip(w).zip(x) {
+        *lane += widen(*w) * x;
+    }
+}
+
+/// The f32 of the same value: the exponent is rebiased by an exact multiplication, which also normalises
+/// subnormals.
+#[inline(always)]
+fn widen(w: f16) -> f32 {
+    let bits = u32::from(w.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    let infinite = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | infinite | (bits & 0x8000) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_is_exact_for_every_f16() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (widen(f16::from_bits(bits)), f16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn folding_halves_adds_in_the_documented_order() {
+        // 5 → 3: (1 + 1e8, 1e8 − 1e8, −1e8); → 2: (1 + 1e8 − 1e8, 0); → 1. The first 1 is lost to rounding.
+        assert_eq!(fold(&mut [1.0, 1e8, -1e8, 1e8, -1e8]), 0.0);
+        // 4 → 2: (1e8 − 1e8, 1 + 0); → 1.
+        assert_eq!(fold(&mut [1e8, 1.0, -1e8, 0.0]), 1.0);
+        assert_eq!(fold(&mut []), 0.0);
+        assert_eq!(fold(&mut [3.0]), 3.0);
+    }
+}

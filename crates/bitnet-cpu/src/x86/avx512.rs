@@ -1,0 +1,157 @@
+//! AVX-512 with VNNI: `vpdpbusd` multiplies four digits with four activations and adds them to an i32.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use crate::kernel::{Accumulators, LANES, MAX_TOKENS, Primitives};
+use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
+use crate::scalar;
+use crate::x86::{compile_scalar, quads};
+
+/// Proves that the processor has AVX-512 F, BW and VNNI: only [`Avx512::get`] gives one away.
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(crate) fn get() -> Option<&'static Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vnni"))
+        .then_some(&Self(()))
+    }
+}
+
+impl Primitives for Avx512 {
+    fn name(&self) -> &'static str {
+        "avx512"
+    }
+
+    fn ternary(&self, weights: &[Block], tokens: &[&[[i8; BLOCK_INPUTS]]], out: &mut Accumulators) {
+        // SAFETY: `self` proves AVX-512 F, BW and VNNI.
+        unsafe {
+            match *tokens {
+                [a] => out[0] = one_token(weights, a),
+                [a, b] => several_tokens(weights, [a, b], out),
+                [a, b, c] => several_tokens(weights, [a, b, c], out),
+                [a, b, c, d] => several_tokens(weights, [a, b, c, d], out),
+                [a, b, c, d, e] => several_tokens(weights, [a, b, c, d, e], out),
+                [a, b, c, d, e, f] => several_tokens(weights, [a, b, c, d, e, f], out),
+                [a, b, c, d, e, f, g] => several_tokens(weights, [a, b, c, d, e, f, g], out),
+                [a, b, c, d, e, f, g, h] => several_tokens(weights, [a, b, c, d, e, f, g, h], out),
+                _ => {}
+            }
+        }
+    }
+
+    compile_scalar!("avx512f,avx512bw");
+
+    fn dot_f16(&self, w: &[f16], x: &[f32]) -> f32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { dot_f16(w, x) }
+    }
+}
+
+/// No shifts: the digits of plane p stay multiplied by 4^p and have sums of their own, of at most
+/// `MAX_D_INPUT` / 4 · 192 · 128 < 2³¹.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn one_token(weights: &[Block], x: &[[i8; BLOCK_INPUTS]]) -> [i32; TILE_ROWS] {
+    let masks =
+        [_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c), _mm512_set1_epi8(0x30), _mm512_set1_epi8(-0x40)];
+    let mut sums = [[_mm512_setzero_si512(); 4]; 2];
+    for (block, x) in weights.iter().zip(x) {
+        let x = broadcast(x);
+        for (bytes, sums) in load(block).into_iter().zip(&mut sums) {
+            for plane in 0..4 {
+                let digits = _mm512_and_si512(bytes, masks[plane]);
+                sums[plane] = _mm512_dpbusd_epi32(sums[plane], digits, x[plane]);
+            }
+        }
+    }
+    for [a, b, c, d] in &mut sums {
+        let (low, high) = (_mm512_srai_epi32::<2>(*b), _mm512_srai_epi32::<2>(*d));
+        let high = _mm512_srai_epi32::<4>(_mm512_add_epi32(*c, high));
+        *a = _mm512_add_epi32(_mm512_add_epi32(*a, low), high);
+    }
+    store([sums[0][0], sums[1][0]])
+}
+
+/// Decodes each block once for all tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn several_tokens<const N: usize>(
+    weights: &[Block],
+    tokens: [&[[i8; BLOCK_INPUTS]]; N],
+    out: &mut [[i32; TILE_ROWS]; MAX_TOKENS],
+) {
+    let digit = _mm512_set1_epi8(3);
+    let tokens = tokens.map(|x| &x[..weights.len()]);
+    let mut sums = [[_mm512_setzero_si512(); 2]; N];
+    for (at, block) in weights.iter().enumerate() {
+        let mut planes = [[_mm512_setzero_si512(); 4]; 2];
+        for (planes, bytes) in planes.iter_mut().zip(load(block)) {
+            planes[0] = _mm512_and_si512(bytes, digit);
+            planes[1] = _mm512_and_si512(_mm512_srli_epi16::<2>(bytes), digit);
+            planes[2] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), digit);
+            planes[3] = _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), digit);
+        }
+        for token in 0..N {
+            let x = broadcast(&tokens[token][at]);
+            for plane in 0..4 {
+                sums[token][0] = _mm512_dpbusd_epi32(sums[token][0], planes[0][plane], x[plane]);
+                sums[token][1] = _mm512_dpbusd_epi32(sums[token][1], planes[1][plane], x[plane]);
+            }
+        }
+    }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        *out = store(sums);
+    }
+}
+
+/// Sixteen rows per register.
+#[target_feature(enable = "avx512f")]
+fn load(block: &Block) -> [__m512i; 2] {
+    let (parts, _) = block.0.as_chunks::<64>();
+    // SAFETY: each part has 64 bytes.
+    unsafe { [_mm512_loadu_si512(parts[0].as_ptr().cast()), _mm512_loadu_si512(parts[1].as_ptr().cast())] }
+}
+
+/// The four activations of each plane, in every lane.
+#[target_feature(enable = "avx512f")]
+fn broadcast(x: &[i8; BLOCK_INPUTS]) -> [__m512i; 4] {
+    let [a, b, c, d] = quads(x);
+    [_mm512_set1_epi32(a), _mm512_set1_epi32(b), _mm512_set1_epi32(c), _mm512_set1_epi32(d)]
+}
+
+#[target_feature(enable = "avx512f")]
+fn store([low, high]: [__m512i; 2]) -> [i32; TILE_ROWS] {
+    let mut out = [0; TILE_ROWS];
+    let (parts, _) = out.as_chunks_mut::<16>();
+    // SAFETY: each part has 16 × 4 bytes.
+    unsafe {
+        _mm512_storeu_si512(parts[0].as_mut_ptr().cast(), low);
+        _mm512_storeu_si512(parts[1].as_mut_ptr().cast(), high);
+    }
+    out
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
+    let (w, w_rest) = w.as_chunks::<LANES>();
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let mut sums = [_mm512_setzero_ps(); LANES / 16];
+    for (w, x) in w.iter().zip(x) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: 16 numbers from 16·i on are within the 32 of `w` and `x`.
+            let (w, x) = unsafe {
+                (_mm256_loadu_si256(w.as_ptr().add(16 * i).cast()), _mm512_loadu_ps(x.as_ptr().add(16 * i)))
+            };
+            *sum = _mm512_add_ps(*sum, _mm512_mul_ps(_mm512_cvtph_ps(w), x));
+        }
+    }
+    let mut lanes = [0.0; LANES];
+    for (lanes, sum) in lanes.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+        // SAFETY: `lanes` has 16 × 4 bytes.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+    }
+    scalar::add_products(&mut lanes, w_rest, x_rest);
+    scalar::fold(&mut lanes)
+}

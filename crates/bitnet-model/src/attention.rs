@@ -1,0 +1,121 @@
+use bitnet_layers::{Projection, RmsNorm, SubLn, slots};
+use burn::module::Module;
+use burn::tensor::activation::softmax;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use crate::block::dense;
+use crate::rope::Rotation;
+use crate::{CausalLmConfig, KvCache, SubNorms};
+
+/// Grouped-query self-attention with rotary positions.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// `[.., d_model]` to `[.., n_heads · D]`
+    pub query: Projection,
+    /// `[.., d_model]` to `[.., n_kv_heads · D]`
+    pub key: Projection,
+    /// `[.., d_model]` to `[.., n_kv_heads · D]`
+    pub value: Projection,
+    /// `[.., n_heads · D]` to `[.., d_model]`
+    pub output: Projection,
+    /// Norm of each query head.
+    pub query_norm: Option<RmsNorm>,
+    /// Norm of each key head.
+    pub key_norm: Option<RmsNorm>,
+    head_dim: usize,
+    scale: f64,
+    softcap: Option<f64>,
+}
+
+slots!(Attention { query, key, value, output });
+
+/// What all layers of one forward share.
+pub(crate) struct Context {
+    pub(crate) rotation: Rotation,
+    /// Added to the scores, `[1, 1, T, S]`: 0 where a token may look, the lowest f32 where not.
+    pub(crate) full_mask: Tensor<4>,
+    /// The same for layers with a sliding window.
+    pub(crate) sliding_mask: Option<Tensor<4>>,
+}
+
+impl Attention {
+    pub(crate) fn new(config: &CausalLmConfig, device: &Device) -> Self {
+        let head_dim = config.head_dim();
+        let (d_query, d_key) = (config.n_heads * head_dim, config.n_kv_heads() * head_dim);
+        let projection = |d_input, d_output, bias| dense(d_input, d_output, bias, config, device);
+        let head_norm = || config.qk_norm.then(|| config.norm(head_dim).init(device));
+        let mut output = projection(d_query, config.d_model, config.output_bias);
+        if config.sub_norms == SubNorms::Output {
+            output.sub_norm = Some(SubLn::native(&config.norm(d_query), device));
+        }
+        Self {
+            query: projection(config.d_model, d_query, config.qkv_bias),
+            key: projection(config.d_model, d_key, config.qkv_bias),
+            value: projection(config.d_model, d_key, config.qkv_bias),
+            output,
+            query_norm: head_norm(),
+            key_norm: head_norm(),
+            head_dim,
+            scale: config.attention_scale.unwrap_or((head_dim as f64).sqrt().recip()),
+            softcap: config.attention_softcap,
+        }
+    }
+
+    /// # Shapes
+    /// - `x`: `[B, T, d_model]`; the same out
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        layer: usize,
+        mask: &Tensor<4>,
+        context: &Context,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let [batch, tokens, _] = x.dims();
+        let heads = |x: Tensor<3>| {
+            let n_heads = x.dims()[2] / self.head_dim;
+            x.reshape([batch, tokens, n_heads, self.head_dim]).swap_dims(1, 2) // [B, H, T, D]
+        };
+        let normed = |x: Tensor<4>, norm: &Option<RmsNorm>| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let query = normed(heads(self.query.forward(x.clone())), &self.query_norm);
+        let key = normed(heads(self.key.forward(x.clone())), &self.key_norm);
+        let value = heads(self.value.forward(x));
+        let query = context.rotation.apply(query);
+        let key = context.rotation.apply(key);
+        let (key, value) = match cache {
+            Some(cache) => cache.extend(layer, key, value),
+            None => (key, value),
+        };
+
+        // Query heads that share a key head stand next to each other: fold them into the token axis.
+        let [_, n_heads, _, _] = query.dims();
+        let [_, n_kv_heads, seen, _] = key.dims();
+        let folded = [batch, n_kv_heads, n_heads / n_kv_heads * tokens, self.head_dim];
+        let scores = (query * self.scale).reshape(folded).matmul(key.transpose());
+        let scores = scores.reshape([batch, n_heads, tokens, seen]);
+        let scores = match self.softcap {
+            Some(cap) => (scores / cap).tanh() * cap,
+            None => scores,
+        };
+        let dtype = scores.dtype();
+        let weights = softmax(scores.cast(DType::F32) + mask.clone(), 3).cast(dtype);
+        let weights = weights.reshape([batch, n_kv_heads, n_heads / n_kv_heads * tokens, seen]);
+        let mixed = weights.matmul(value).reshape([batch, n_heads, tokens, self.head_dim]);
+        self.output.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, n_heads * self.head_dim]))
+    }
+}
+
+/// The mask of `tokens` new tokens after `seen - tokens` others, `[1, 1, T, S]`; with a window, of its last tokens.
+pub(crate) fn causal_mask(tokens: usize, seen: usize, window: Option<usize>, device: &Device) -> Tensor<4> {
+    let past = seen - tokens;
+    let mut mask = vec![f32::MIN; tokens * seen];
+    for (token, row) in mask.chunks_exact_mut(seen).enumerate() {
+        let last = past + token;
+        let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
+        row[first..=last].fill(0.0);
+    }
+    Tensor::from_data(TensorData::new(mask, [1, 1, tokens, seen]), device)
+}

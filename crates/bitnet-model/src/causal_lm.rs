@@ -1,0 +1,158 @@
+use bitnet_layers::{RmsNorm, slots};
+use burn::module::{Initializer, Module};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::module::linear;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::attention::{Context, causal_mask};
+use crate::rope::Rotation;
+use crate::{Block, CausalLmConfig, KvCache, ModelError, SlidingLayers};
+
+/// A decoder-only language model: embedding, blocks, norm, head.
+#[derive(Module, Debug)]
+pub struct CausalLm {
+    /// One vector per token.
+    pub embedding: Embedding,
+    /// The layers.
+    pub layers: Vec<Block>,
+    /// Before the head.
+    pub norm: RmsNorm,
+    /// Logits from vectors; none where the embedding serves as the head.
+    pub head: Option<Linear>,
+    #[module(skip)]
+    config: CausalLmConfig,
+}
+
+slots!(CausalLm { layers });
+
+impl CausalLmConfig {
+    /// A dense model with freshly drawn weights, allocated when they are first used.
+    ///
+    /// # Errors
+    /// Those of [`validate`](Self::validate).
+    pub fn init(&self, device: &Device) -> Result<CausalLm, ModelError> {
+        self.validate()?;
+        let initializer = Initializer::Normal { mean: 0.0, std: self.init_std };
+        let embedding =
+            EmbeddingConfig::new(self.vocab_size, self.d_model).with_initializer(initializer.clone());
+        let head =
+            LinearConfig::new(self.d_model, self.vocab_size).with_bias(false).with_initializer(initializer);
+        Ok(CausalLm {
+            embedding: embedding.init(device),
+            layers: (0..self.n_layers).map(|layer| Block::new(self, layer, device)).collect(),
+            norm: self.norm(self.d_model).init(device),
+            head: (!self.tied_head).then(|| head.init(device)),
+            config: self.clone(),
+        })
+    }
+}
+
+impl CausalLm {
+    /// The configuration that the model was made from.
+    pub fn config(&self) -> &CausalLmConfig {
+        &self.config
+    }
+
+    /// The logits of the next token after each token.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[B, T]`, best made by [`batch`](Self::batch), which checks them
+    /// - returns `[B, T, vocab_size]`
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.logits(self.run(tokens, None, |_| ()))
+    }
+
+    /// Like [`forward`](Self::forward), for tokens that follow those in the cache, which grows by them.
+    pub fn forward_cached(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
+        self.logits(self.run(tokens, Some(cache), |_| ()))
+    }
+
+    /// The residual stream before each block, then the normed output of the last: `n_layers + 1` tensors
+    /// `[B, T, d_model]`.
+    pub fn hidden_states(&self, tokens: Tensor<2, Int>) -> Vec<Tensor<3>> {
+        let mut states = Vec::with_capacity(self.layers.len() + 1);
+        let last = self.run(tokens, None, |state| states.push(state.clone()));
+        states.push(last);
+        states
+    }
+
+    /// Checks sequences of equal length and puts them on the model's device.
+    ///
+    /// # Errors
+    /// - [`ModelError::Batch`] where there are no tokens or the lengths differ
+    /// - [`ModelError::SequenceTooLong`] beyond the model's positions
+    /// - [`ModelError::TokenOutOfRange`] beyond the embedding
+    pub fn batch<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor<2, Int>, ModelError> {
+        let length = sequences.first().map_or(0, |s| s.as_ref().len());
+        if length == 0 || sequences.iter().any(|s| s.as_ref().len() != length) {
+            return Err(ModelError::Batch { lengths: sequences.iter().map(|s| s.as_ref().len()).collect() });
+        }
+        let limit = self.config.position_limit();
+        if length > limit {
+            return Err(ModelError::SequenceTooLong { found: length, limit });
+        }
+        let vocab_size = self.config.vocab_size;
+        for sequence in sequences {
+            for (position, &token) in sequence.as_ref().iter().enumerate() {
+                if token as usize >= vocab_size {
+                    return Err(ModelError::TokenOutOfRange { token, position, vocab_size });
+                }
+            }
+        }
+        let tokens: Vec<i32> = sequences.iter().flat_map(|s| s.as_ref()).map(|&token| token as i32).collect();
+        let device = self.embedding.weight.lazy_device();
+        Ok(Tensor::from_data(TensorData::new(tokens, [sequences.len(), length]), &device))
+    }
+
+    /// Embedding, blocks and norm; `before_block` sees the residual stream.
+    fn run(
+        &self,
+        tokens: Tensor<2, Int>,
+        mut cache: Option<&mut KvCache>,
+        mut before_block: impl FnMut(&Tensor<3>),
+    ) -> Tensor<3> {
+        let [_, n_tokens] = tokens.dims();
+        let past = cache.as_ref().map_or(0, |cache| cache.len());
+        let context = self.context(past, n_tokens, &tokens.device());
+        let mut x = self.embedding.forward(tokens);
+        if self.config.embedding_scale != 1.0 {
+            x = x * self.config.embedding_scale;
+        }
+        for (layer, block) in self.layers.iter().enumerate() {
+            before_block(&x);
+            x = block.forward(x, layer, &context, cache.as_deref_mut());
+        }
+        self.norm.forward(x)
+    }
+
+    fn context(&self, past: usize, n_tokens: usize, device: &Device) -> Context {
+        let config = &self.config;
+        let seen = past + n_tokens;
+        let window = match config.sliding {
+            SlidingLayers::None => None,
+            SlidingLayers::All(window) | SlidingLayers::Some { window, .. } => Some(window),
+        };
+        Context {
+            rotation: Rotation::new(
+                &config.rope,
+                config.head_dim(),
+                config.max_positions,
+                past..seen,
+                device,
+            ),
+            full_mask: causal_mask(n_tokens, seen, None, device),
+            sliding_mask: window.map(|window| causal_mask(n_tokens, seen, Some(window), device)),
+        }
+    }
+
+    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+        let logits = match &self.head {
+            Some(head) => head.forward(x),
+            None => linear(x, self.embedding.weight.val().transpose(), None),
+        };
+        match self.config.logit_softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
+    }
+}

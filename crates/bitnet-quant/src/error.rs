@@ -1,0 +1,29 @@
+use thiserror::Error;
+
+/// What a quantization setting or input can have wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// The number of bits is outside 2..=8.
+    #[error("activations of {found} bits: expected 2 to 8")]
+    Bits {
+        /// The number given.
+        found: u8,
+    },
+    /// The group size does not fit the weight's rows.
+    #[error("group size {group}: expected a power of two that divides d_input = {d_input}")]
+    Group {
+        /// The group size given.
+        group: usize,
+        /// The length of a weight row.
+        d_input: usize,
+    },
+    /// The weight has no elements.
+    #[error("a weight of shape [{d_output}, {d_input}]: expected no zero size")]
+    Empty {
+        /// Rows.
+        d_output: usize,
+        /// Columns.
+        d_input: usize,
+    },
+}

@@ -1,0 +1,36 @@
+//! BitNet b1.58 quantization on Burn tensors.
+//!
+//! One definition per formula, in plain tensor operations that run on every backend:
+//!
+//! | what | where | formula |
+//! |---|---|---|
+//! | weights → {−1, 0, 1} | [`ternarize`], [`TernaryWeight`] | absmean per tensor, row or group |
+//! | activations → int8 | [`quantize_activations`], [`QuantizedActivations`] | absmax per token or tensor, 2 to 8 bits |
+//! | gradients | [`straight_through`] | the identity, at every λ |
+//! | the layer | [`bit_linear`] | `y = x_eff · w_effᵀ + bias` |
+//!
+//! Whatever the tensors' dtype, scales and codes are computed in f32. A faster path (a fused operation, a packed
+//! kernel) lives beside these definitions and is tested against them.
+//!
+//! This is also the only crate that names a backend: [`device`] turns `"cuda:1"` into a Burn device.
+//!
+//! The formulas and their acceptance vectors are in `docs/numerics.md`.
+
+mod activation;
+mod device;
+mod error;
+mod linear;
+mod ste;
+mod sum;
+mod weight;
+
+pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
+pub use device::{DeviceError, DeviceName, device, device_report};
+pub use error::QuantError;
+pub use linear::{Quantization, bit_linear};
+pub use ste::straight_through;
+pub use sum::fold_sum;
+pub use weight::{Granularity, TernaryWeight, ternarize};
+
+/// Smallest magnitude that a scale is computed from: a clamp, not an addition.
+pub const EPS: f32 = 1e-5;

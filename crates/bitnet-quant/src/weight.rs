@@ -1,0 +1,151 @@
+use burn::tensor::{DType, Int, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{EPS, QuantError, fold_sum};
+
+/// How many weights share one scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Granularity {
+    /// One scale for the whole matrix: b1.58, and all that most formats can hold.
+    #[default]
+    Tensor,
+    /// One scale per output row.
+    Row,
+    /// One scale per this many consecutive inputs of a row: a power of two that divides `d_input`.
+    Group(usize),
+}
+
+impl Granularity {
+    /// Checks that a weight of shape `[d_output, d_input]` can be scaled this way.
+    ///
+    /// # Errors
+    /// - [`QuantError::Empty`] where a size is zero
+    /// - [`QuantError::Group`] where the group is no power of two or does not divide `d_input`
+    pub fn check(self, [d_output, d_input]: [usize; 2]) -> Result<(), QuantError> {
+        if d_output == 0 || d_input == 0 {
+            return Err(QuantError::Empty { d_output, d_input });
+        }
+        match self {
+            Self::Group(group) if !group.is_power_of_two() || d_input % group != 0 => {
+                Err(QuantError::Group { group, d_input })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of scales of a weight of shape `[d_output, d_input]`.
+    pub fn n_scales(self, [d_output, d_input]: [usize; 2]) -> usize {
+        match self {
+            Self::Tensor => 1,
+            Self::Row => d_output,
+            Self::Group(group) => d_output * (d_input / group),
+        }
+    }
+}
+
+/// A ternary weight: codes in {−1, 0, 1} and the scale that undoes them, `w ≈ codes · scale`.
+#[derive(Debug, Clone)]
+pub struct TernaryWeight {
+    codes: Tensor<2, Int>,
+    scale: Tensor<2>,
+    granularity: Granularity,
+}
+
+impl TernaryWeight {
+    /// The integers −1, 0 and 1, `[d_output, d_input]`.
+    pub fn codes(&self) -> Tensor<2, Int> {
+        self.codes.clone()
+    }
+
+    /// The dequantization step, f32: `[1, 1]` per tensor, `[d_output, 1]` per row, `[d_output, d_input / group]`
+    /// per group.
+    pub fn scale(&self) -> Tensor<2> {
+        self.scale.clone()
+    }
+
+    /// How many weights share one scale.
+    pub fn granularity(&self) -> Granularity {
+        self.granularity
+    }
+
+    /// `codes · scale`, f32 `[d_output, d_input]`.
+    pub fn dequantize(&self) -> Tensor<2> {
+        let shape = self.codes.dims();
+        let codes = grouped(self.codes.clone().float().cast(DType::F32), self.granularity);
+        (codes * self.scale.clone().unsqueeze_dim::<3>(2)).reshape(shape)
+    }
+
+    /// Share of the codes that are zero, 0..=1.
+    pub fn sparsity(&self) -> f64 {
+        let zeros = self.codes.clone().equal_scalar(0).int().sum().into_scalar::<i64>();
+        zeros as f64 / self.codes.shape().num_elements() as f64
+    }
+
+    /// Bytes at two bits a code and four bytes a scale: what packing will take.
+    pub fn packed_bytes(&self) -> usize {
+        self.codes.shape().num_elements().div_ceil(4) + 4 * self.scale.shape().num_elements()
+    }
+
+    /// How many times smaller [`packed_bytes`](Self::packed_bytes) is than the same weight in f32.
+    pub fn compression_ratio(&self) -> f64 {
+        (4 * self.codes.shape().num_elements()) as f64 / self.packed_bytes() as f64
+    }
+}
+
+/// Ternarizes a weight by absmean: `codes = clamp(round(w · 1/scale), −1, 1)`, `scale = max(mean|w|, 1e-5)`.
+///
+/// Rounding is half to even. Never ternarize a dequantized weight again: its mean is smaller by the share of zeros.
+///
+/// # Shapes
+/// - `w`: `[d_output, d_input]`, any float dtype
+///
+/// # Errors
+/// Those of [`Granularity::check`].
+///
+/// # Source
+/// arXiv 2402.17764, §2; docs/numerics.md#weights for the granularities and the order of operations.
+pub fn ternarize(w: Tensor<2>, granularity: Granularity) -> Result<TernaryWeight, QuantError> {
+    let shape = w.dims();
+    granularity.check(shape)?;
+    let (codes, scale) = absmean(w, granularity);
+    let [n_rows, n_groups, _] = scale.dims();
+    Ok(TernaryWeight {
+        codes: codes.reshape(shape).int(),
+        scale: scale.reshape([n_rows, n_groups]),
+        granularity,
+    })
+}
+
+/// `Q(w)`, f32 `[d_output, d_input]`: [`ternarize`] and back, for a granularity that was checked.
+pub(crate) fn fake_quantize_weight(w: Tensor<2>, granularity: Granularity) -> Tensor<2> {
+    let shape = w.dims();
+    let (codes, scale) = absmean(w, granularity);
+    (codes * scale).reshape(shape)
+}
+
+/// Codes as f32 and their scales, both in the three axes of [`grouped`].
+fn absmean(w: Tensor<2>, granularity: Granularity) -> (Tensor<3>, Tensor<3>) {
+    let w = grouped(w.cast(DType::F32), granularity);
+    let [_, _, n_inputs] = w.dims();
+    let sums = fold_sum(w.clone().abs());
+    let mean = match granularity {
+        Granularity::Tensor => {
+            let [n_rows, _, _] = sums.dims();
+            fold_sum(sums.reshape([1, 1, n_rows])).div_scalar((n_rows * n_inputs) as f32)
+        }
+        Granularity::Row | Granularity::Group(_) => sums.div_scalar(n_inputs as f32),
+    };
+    let scale = mean.clamp_min(EPS);
+    let codes = (w * scale.clone().recip()).round().clamp(-1.0, 1.0);
+    (codes, scale)
+}
+
+/// `[d_output, d_input]` as `[d_output, groups, inputs per group]`; one group per row where there are none.
+fn grouped(w: Tensor<2>, granularity: Granularity) -> Tensor<3> {
+    let [d_output, d_input] = w.dims();
+    match granularity {
+        Granularity::Tensor | Granularity::Row => w.reshape([d_output, 1, d_input]),
+        Granularity::Group(group) => w.reshape([d_output, d_input / group, group]),
+    }
+}

@@ -1,0 +1,34 @@
+//! Tokenizers, token windows and text files.
+//!
+//! From text to training batches, and back:
+//!
+//! 1. [`read_text`] reads files and folders, one text per file.
+//! 2. A [`Tokenizer`] (a Hugging Face `tokenizer.json`, or one trained here) turns text into token ids and back.
+//! 3. [`TokenWindows`] cuts the ids into windows of one length, holds some of them out, and deals the others in a
+//!    shuffled order that a seed alone decides.
+//! 4. [`Batches`] is the endless stream of batches; its position is one number, from which a resumed run continues.
+//!
+//! ```
+//! use bitnet_text::TokenWindows;
+//!
+//! let windows = TokenWindows::new((0..100).collect(), 8)?; // 12 windows; the last 4 tokens are dropped
+//! let (train, held_out) = windows.split(0.25)?;
+//! assert_eq!((train.len(), held_out.len()), (9, 3));
+//! let mut batches = train.batches(2, 42)?; // 42 is the seed
+//! assert_eq!(batches.next().map(|batch| batch.len()), Some(2));
+//! # Ok::<(), bitnet_text::TextError>(())
+//! ```
+//!
+//! This crate sees no tensor: ids are `u32`, shapes are the caller's.
+
+mod batches;
+mod error;
+mod files;
+mod tokenizer;
+mod windows;
+
+pub use batches::Batches;
+pub use error::TextError;
+pub use files::{TextFile, read_text};
+pub use tokenizer::Tokenizer;
+pub use windows::TokenWindows;

@@ -1,0 +1,3 @@
+//! Every case on `cuda`.
+
+bitnet_tests::suite!("cuda");

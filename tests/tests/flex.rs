@@ -1,0 +1,3 @@
+//! Every case on `flex`.
+
+bitnet_tests::suite!("flex");

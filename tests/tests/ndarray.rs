@@ -1,0 +1,3 @@
+//! Every case on `ndarray`.
+
+bitnet_tests::suite!("ndarray");

@@ -1,0 +1,3 @@
+//! Every case on `vulkan`.
+
+bitnet_tests::suite!("vulkan");

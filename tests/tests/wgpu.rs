@@ -1,0 +1,3 @@
+//! Every case on `wgpu`.
+
+bitnet_tests::suite!("wgpu");

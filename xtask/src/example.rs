@@ -1,0 +1,90 @@
+//! Examples of bitnet-arch that are run in release builds, with the features of the device that they are asked for.
+
+use clap::Args;
+
+use crate::cargo::Cargo;
+use crate::device;
+use crate::error::Error;
+
+/// Flags of `smoke-train`.
+#[derive(Args)]
+#[command(after_help = "\
+Flags of the example:
+  --device NAME        flex (default), ndarray, wgpu, vulkan, cuda; with an index: cuda:1
+  --steps N            training steps
+  --checkpoint DIR     a dense checkpoint in Hugging Face format instead of the repository's own
+  --data PATH...       text files to train on
+  --model smollm2-135m random weights at that model's shape instead of a checkpoint
+  --seed N             seed of the run
+  --subln PLACEMENT    where SubLN is inserted
+  --schedule NAME      how λ rises
+  --out DIR            the run folder
+`cargo xtask smoke-train -- --help` builds the example and prints all of them.")]
+pub(crate) struct Smoke {
+    /// Flags of the example, passed on unchanged
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    pub(crate) flags: Vec<String>,
+}
+
+/// Flags of `make-small-model`.
+#[derive(Args)]
+pub(crate) struct SmallModel {
+    /// Flags of the example, passed on unchanged; `--device NAME` also chooses what is built (default: flex)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    pub(crate) flags: Vec<String>,
+}
+
+/// Builds and runs the example `name` of bitnet-arch with `flags`, in the caller's folder.
+///
+/// # Errors
+/// [`Error::UnknownDevice`], [`Error::NoValue`]; [`Error::Failed`] with the example's exit status.
+pub(crate) fn run(cargo: &Cargo, name: &str, flags: &[String]) -> Result<(), Error> {
+    let features = device::features(device(flags)?)?;
+    let mut command =
+        cargo.command(["run", "--release", "--package", "bitnet-arch", "--no-default-features"]);
+    command.args(["--features", &features, "--example", name, "--"]).args(flags);
+    // Relative paths among the flags are the caller's.
+    if let Ok(folder) = std::env::current_dir() {
+        command.current_dir(folder);
+    }
+    cargo.run(name, &mut command)
+}
+
+/// The device that `flags` ask for.
+fn device(flags: &[String]) -> Result<&str, Error> {
+    for (i, flag) in flags.iter().enumerate() {
+        if flag == "--device" {
+            return flags.get(i + 1).map(String::as_str).ok_or(Error::NoValue { flag: "--device" });
+        }
+        if let Some(value) = flag.strip_prefix("--device=") {
+            return Ok(value);
+        }
+    }
+    Ok("flex")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device_of(line: &str) -> Result<String, Error> {
+        let flags: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        device(&flags).map(str::to_owned)
+    }
+
+    #[test]
+    fn the_device_is_found_among_the_flags() {
+        assert_eq!(device_of("").unwrap(), "flex");
+        assert_eq!(device_of("--steps 3 --device wgpu --seed 1").unwrap(), "wgpu");
+        assert_eq!(device_of("--device=cuda:1").unwrap(), "cuda:1");
+        assert!(matches!(device_of("--steps 3 --device"), Err(Error::NoValue { flag: "--device" })));
+    }
+
+    #[test]
+    fn an_unknown_device_fails_before_anything_is_built() {
+        let flags = ["--device".to_owned(), "abacus".to_owned()];
+        let error = run(&Cargo::new(false), "smoke_train", &flags).unwrap_err();
+        assert!(matches!(&error, Error::UnknownDevice { name, .. } if name == "abacus"));
+        assert_eq!(error.exit_status(), 1);
+    }
+}
