@@ -1,6 +1,6 @@
 //! Comparisons, and the tolerances that several cases share.
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 /// The acceptance vectors of docs/numerics.md have six decimals, so they hold to 1e-5.
 pub const VECTOR: f32 = 1e-5;
@@ -46,4 +46,45 @@ pub fn assert_close_relative(what: &str, found: &[f32], expected: &[f32], tolera
     let share = max_difference(found, expected) / magnitude;
     assert!(share <= tolerance, "{what}: off by {share:e} of {magnitude:e}, tolerance {tolerance:e}");
     share
+}
+
+/// How far two f32 scales may lie apart where a device's division is not exactly rounded, as WGSL allows.
+const SCALE_ULPS: f32 = 4.0;
+
+/// How near to a tie, relative to the value that is rounded, a code may fall either way on such a device: the
+/// scale's 4 ulp and the rounding of one product, 5 · 2⁻²³ together.
+const TIE: f64 = 1e-6;
+
+/// Whether the device rounds divisions as the CPU does. It must not be asked about accuracy beyond that.
+pub fn divides_exactly(device: &Device) -> bool {
+    let divisors: Vec<f32> = (1..=1000).map(|i| i as f32 * 0.7).collect();
+    let expected: Vec<f32> = divisors.iter().map(|divisor| 127.0 / divisor).collect();
+    let divisors = Tensor::<1>::from_data(divisors.as_slice(), device);
+    values(divisors.full_like(127.0) / divisors) == expected
+}
+
+/// Fails where scales differ by more than `ulps`, and 4 more on a device that does not divide exactly.
+pub fn assert_scales(what: &str, device: &Device, found: &[f32], expected: &[f32], ulps: f32) {
+    let ulps = if divides_exactly(device) { ulps } else { ulps + SCALE_ULPS };
+    assert_eq!(found.len(), expected.len(), "{what}: number of scales");
+    for (found, expected) in found.iter().zip(expected) {
+        let difference = (found - expected).abs() / (expected.abs() * f32::EPSILON);
+        assert!(difference <= ulps, "{what}: scale {found:e}, expected {expected:e}: {difference} ulp apart");
+    }
+}
+
+/// Fails where codes differ. On a device that does not divide exactly, a code may fall either way of a tie; such
+/// codes are counted, printed and returned. `scaled` are the values before rounding.
+pub fn assert_codes(what: &str, device: &Device, found: &[i64], expected: &[i64], scaled: &[f64]) -> usize {
+    assert_eq!((found.len(), scaled.len()), (expected.len(), expected.len()), "{what}: number of codes");
+    let differing: Vec<usize> = (0..found.len()).filter(|&i| found[i] != expected[i]).collect();
+    for &i in &differing {
+        let to_tie = (scaled[i] - scaled[i].floor() - 0.5).abs();
+        let excused = !divides_exactly(device) && to_tie <= TIE * scaled[i].abs();
+        assert!(excused, "{what}: code {i} is {}, expected {} for {}", found[i], expected[i], scaled[i]);
+    }
+    if !differing.is_empty() {
+        eprintln!("{what}: {} of {} codes fell the other way of a tie", differing.len(), found.len());
+    }
+    differing.len()
 }

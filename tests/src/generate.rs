@@ -32,7 +32,8 @@ pub fn the_cache_changes_nothing(device: &Device) {
         let model = golden(name, device).model;
         let whole = logits(&model, std::slice::from_ref(&tokens));
         // Causal: the logits of one forward are those of each growing sequence.
-        let chosen: Vec<u32> = values(whole.clone().argmax(2).float()).into_iter().map(|token| token as u32).collect();
+        let chosen: Vec<u32> =
+            values(whole.clone().argmax(2).float()).into_iter().map(|token| token as u32).collect();
         assert_eq!(chosen[PROMPT - 1..PROMPT - 1 + NEW], tokens[PROMPT..], "{name}");
 
         let pieces = in_pieces(&model, &tokens, &[PROMPT, 1, 3, 1, 7]);
@@ -101,7 +102,10 @@ pub fn bad_sampling_settings_are_refused(device: &Device) {
         let sampling = Sampling::Random { temperature, top_p, top_k, seed: 0 };
         let options = GenerateOptions { max_new_tokens: 1, sampling, stop: Vec::new() };
         let error = model.generate(&[1], &options).unwrap_err();
-        assert!(matches!(error, ModelError::Sampling { field, .. } if field == expected), "{expected}: {error}");
+        assert!(
+            matches!(error, ModelError::Sampling { field, .. } if field == expected),
+            "{expected}: {error}"
+        );
     }
 }
 

@@ -6,10 +6,10 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
-use crate::check::{assert_close, assert_close_relative, max_difference, max_magnitude, values};
+use crate::check::{assert_close, assert_close_relative, max_difference, values};
 use crate::checkpoints::{
-    DENSE, FLIPPED_MAX, FLIPPED_MEAN, LOGITS, QUANTIZED, assert_close_but_for_flips, compose, golden, last_positions,
-    loaded, logits, mean_difference, reference, scratch, sequences,
+    DENSE, LOGITS, QUANTIZED, assert_close_but_for_flips, compose, golden, last_positions, loaded, logits,
+    mean_difference, reference, scratch, sequences,
 };
 use crate::golden::Golden;
 
@@ -19,10 +19,6 @@ const LOSS: f32 = 1e-5;
 /// Of the largest gradient of the tensor: gradients are sums of products of values that hold to about 1e-5 of their
 /// own largest one, and small entries are what is left of large terms that cancel.
 const GRADIENT: f32 = 1e-4;
-
-/// Of the largest gradient: one flipped activation code moves whatever is computed after it by up to 1/127 of the
-/// token's largest value, in the forward pass and so in the gradients.
-const FLIPPED_GRADIENT: f32 = 2e-2;
 
 /// Logits of each dense architecture.
 pub fn dense_logits(device: &Device) {
@@ -43,9 +39,8 @@ pub fn quantized_logits(device: &Device) {
     for name in QUANTIZED {
         let reference = reference(name);
         let model = golden(name, device).model;
-        let found = logits(&model, &sequences(&reference, "input_ids"));
-        let positions = reference.shape("logits")[1];
-        assert_close_but_for_flips(name, &values(last_positions(found, positions)), &reference.floats("logits"));
+        let found = values(logits(&model, &sequences(&reference, "input_ids")));
+        assert_close_to_a_run(name, &found, &[reference.floats("logits"), reference.floats("other.logits")]);
     }
 }
 
@@ -54,21 +49,32 @@ pub fn hidden_states(device: &Device) {
     for name in DENSE.into_iter().chain(QUANTIZED) {
         let reference = reference(name);
         let model = golden(name, device).model;
-        let states = model.hidden_states(model.batch(&sequences(&reference, "input_ids")[..1]).unwrap());
-        let n_expected = reference.names().iter().filter(|name| name.starts_with("hidden.")).count();
-        assert_eq!(states.len(), n_expected, "{name}");
+        let rows = reference.shape("hidden.0")[0];
+        let states = model.hidden_states(model.batch(&sequences(&reference, "input_ids")[..rows]).unwrap());
+        assert_eq!(states.len(), model.config().n_layers + 1, "{name}");
         for (i, state) in states.into_iter().enumerate() {
+            let what = format!("{name} hidden.{i}");
             let (found, expected) = (values(state), reference.floats(&format!("hidden.{i}")));
-            // Hidden states grow beyond the logits, up to 30 in Gemma: their tolerance is of the largest one.
-            let magnitude = max_magnitude(&expected).max(1.0);
-            let (max, mean) = (max_difference(&found, &expected), mean_difference(&found, &expected));
-            println!("{name} hidden.{i}: max {max:e}, mean {mean:e}, of {magnitude}");
-            let (max_tolerance, mean_tolerance) =
-                if QUANTIZED.contains(&name) { (FLIPPED_MAX, FLIPPED_MEAN) } else { (LOGITS, LOGITS) };
-            assert!(max <= max_tolerance * magnitude, "{name} hidden.{i}: off by {max:e}");
-            assert!(mean <= mean_tolerance * magnitude, "{name} hidden.{i}: off by {mean:e} in the mean");
+            if QUANTIZED.contains(&name) {
+                assert_close_to_a_run(
+                    &what,
+                    &found,
+                    &[expected, reference.floats(&format!("other.hidden.{i}"))],
+                );
+            } else {
+                println!("{what}: max {:e}", max_difference(&found, &expected));
+                assert_close(&what, &found, &expected, LOGITS);
+            }
         }
     }
+}
+
+/// Fails where quantized results differ from both runs of transformers by more than flipped codes explain. The second
+/// run rounds the activation that lies nearest to a tie the other way, as an equally valid order of summation does.
+fn assert_close_to_a_run(what: &str, found: &[f32], runs: &[Vec<f32>; 2]) {
+    let means = runs.each_ref().map(|run| mean_difference(found, run));
+    let nearest = if means[1] < means[0] { &runs[1] } else { &runs[0] };
+    assert_close_but_for_flips(what, found, nearest);
 }
 
 /// The training loss and its gradients, by Hugging Face name and in the checkpoint's layout.
@@ -81,22 +87,24 @@ pub fn loss_and_gradients(device: &Device) {
         let reference = reference(name);
         let checkpoint = golden(name, device);
         let (loss, gradients) = backward(checkpoint, &sequences(&reference, "input_ids"));
-        let quantized = QUANTIZED.contains(&name);
-        let loss_difference = max_difference(&[loss], &reference.floats("loss"));
-        assert!(loss_difference <= if quantized { 1e-3 } else { LOSS }, "{name}: loss off by {loss_difference:e}");
+        let off = |run: &str| max_difference(&[loss], &reference.floats(&format!("{run}loss")));
+        // Where a near tie makes two runs, the one that rounded as we did.
+        let names = reference.names();
+        let runs = names.iter().filter_map(|tensor| tensor.strip_suffix("loss"));
+        let run = runs.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap();
+        assert!(off(run) <= LOSS, "{name}: loss off by {:e}", off(run));
         let mut worst = 0.0f32;
         for tensor in reference.names() {
-            let Some(parameter) = tensor.strip_prefix("grad.") else {
+            let Some(parameter) = tensor.strip_prefix(&format!("{run}grad.")) else {
                 continue;
             };
             assert_eq!(gradients.shape(parameter), reference.shape(&tensor), "{name}: {parameter}");
-            let tolerance = if quantized { FLIPPED_GRADIENT } else { GRADIENT };
             let (found, expected) = (gradients.floats(parameter), reference.floats(&tensor));
-            let share = assert_close_relative(&format!("{name}: {tensor}"), &found, &expected, tolerance);
+            let share = assert_close_relative(&format!("{name}: {tensor}"), &found, &expected, GRADIENT);
             worst = worst.max(share);
             n_compared += 1;
         }
-        println!("{name}: loss {loss_difference:e}, gradients {worst:e} of the largest");
+        println!("{name}: {run}loss {:e}, gradients {worst:e} of the largest", off(run));
     }
     assert!(n_compared > 100, "{n_compared} gradients compared");
 }
@@ -117,10 +125,17 @@ pub fn rope_scaling_and_sliding_layers(device: &Device) {
 
 /// Packed checkpoints hold no latent weights: they are refused by name.
 pub fn packed_checkpoints_are_refused(device: &Device) {
-    for name in ["bitnet_offline_auto", "bitnet_offline_auto_bf16", "bitnet_offline_bitlinear", "llama_offline_bitlinear"]
-    {
+    for name in [
+        "bitnet_offline_auto",
+        "bitnet_offline_auto_bf16",
+        "bitnet_offline_bitlinear",
+        "llama_offline_bitlinear",
+    ] {
         let error = load(crate::data("hf").join(name), device, &LoadOptions::default()).unwrap_err();
-        assert!(matches!(error, ConvertError::Unsupported { field: "quantization_config", .. }), "{name}: {error}");
+        assert!(
+            matches!(error, ConvertError::Unsupported { field: "quantization_config", .. }),
+            "{name}: {error}"
+        );
         assert!(error.to_string().contains("packed"), "{name}: {error}");
     }
 }

@@ -15,14 +15,61 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use bitnet_arch::quant::{DeviceError, device};
 use burn::tensor::Device;
 
+pub mod bad_input;
 pub mod check;
+pub mod checkpoints;
+pub mod convert;
+pub mod generate;
 pub mod golden;
+pub mod hf;
+pub mod layers_cases;
+pub mod layers_norm;
+pub mod layers_slots;
+pub mod layers_weight_only;
+pub mod quant_activation;
+pub mod quant_linear;
+pub mod quant_weight;
+pub mod training_step;
+pub mod training_tiny_llama;
+pub mod training_trajectory;
+pub mod training_warmup;
+pub mod vectors;
 
 /// Expands to one `#[test]` per case, on the named device. Every case of this crate stands here, once.
 #[macro_export]
 macro_rules! suite {
     ($device:literal) => {
         $crate::cases! { $device
+            quant_weight: acceptance, ties_tiny_and_zero, groups, rows_and_groups_stand_alone, reference,
+                half_precision, bad_granularity, footprint, sums, repeats;
+            quant_activation: acceptance, ties, zero_and_tiny_tokens, reference, widths, bad_widths, half_precision;
+            quant_linear: forward_quantized, forward_at_lambda, gradient_vectors, gradients_are_straight_through,
+                frozen_operands, quantized_exactly, dense_exactly, half_precision;
+            layers_cases: reference;
+            layers_norm: acceptance, strength, gradient, half_precision, configuration;
+            layers_slots: visits_a_users_module, converts_in_place, a_slot_computes_its_form, refuses_a_bad_group,
+                copies_are_independent, default_lambda;
+            layers_weight_only: forward, default_lambda, trains, errors;
+            training_warmup: schedules_reach_the_slots, saved_and_restored, independent, bad_settings;
+            training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
+            training_tiny_llama: reference;
+            training_trajectory: dense, constant, ramp;
+            hf: dense_logits, quantized_logits, hidden_states, loss_and_gradients,
+                rope_scaling_and_sliding_layers, packed_checkpoints_are_refused, gpt2_is_refused,
+                golden_checkpoints_load_strictly;
+            generate: greedy_tokens_are_the_references, the_cache_changes_nothing,
+                dynamic_rope_generates_beyond_its_positions, sampling_follows_its_seed,
+                a_stop_token_ends_the_text, bad_sampling_settings_are_refused;
+            convert: lambda_zero_is_the_dense_model, every_tensor_is_reported, excluded_slots_stay_dense,
+                conversion_is_idempotent, a_conversion_in_two_steps_is_that_of_one,
+                auto_conversion_knows_what_is_bitnet, quantization_settings_reach_every_slot,
+                a_group_that_does_not_fit_is_refused, stage1_folders_load_again,
+                stage1_config_speaks_transformers_language, stage1_refuses_what_it_must;
+            bad_input: weight_files_that_are_damaged, indexes_that_are_damaged,
+                tensors_that_the_config_does_not_imply, weights_that_are_not_finite,
+                configs_that_describe_no_model, a_tokenizer_larger_than_the_embedding,
+                tokens_that_do_not_suit_the_model, text_that_is_too_short, devices_that_cannot_be_had,
+                unexpected_tensors_stand_in_the_report;
         }
     };
 }

@@ -21,7 +21,7 @@ struct Flags {
     #[arg(long, default_value = "flex")]
     device: String,
     /// Optimizer steps
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 1000)]
     steps: u64,
     /// Seed of weights and batches
     #[arg(long, default_value_t = 0)]

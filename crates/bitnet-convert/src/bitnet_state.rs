@@ -1,6 +1,8 @@
 //! What a `config.json` says about BitNet: transformers' `quantization_config`, and this project's own object where
 //! transformers has no words for the model.
 
+use std::fmt;
+
 use bitnet_layers::SubLnOrigin;
 use bitnet_model::{CausalLmConfig, SubNorms};
 use bitnet_quant::Quantization;
@@ -31,6 +33,13 @@ pub(crate) struct BitNetState {
     pub(crate) dense: Vec<String>,
 }
 
+impl fmt::Display for BitNetState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { quantization: Quantization { weight, activation }, sub_norm, origin, .. } = self;
+        write!(f, "weights per {weight:?}, activations {activation:?}, SubLN {sub_norm:?} ({origin:?})")
+    }
+}
+
 /// This project's own object.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +56,12 @@ impl BitNetState {
     /// Whether the slot of this name is dense.
     pub(crate) fn is_dense(&self, slot: &str) -> bool {
         self.dense.iter().any(|name| slot.starts_with(name.as_str()) || slot.ends_with(name.as_str()))
+    }
+
+    /// Whether one config can describe slots of both states.
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
+        let same_norms = self.sub_norm == Placement::None || self.origin == other.origin;
+        self.quantization == other.quantization && self.sub_norm == other.sub_norm && same_norms
     }
 
     /// The state, and the `model_type` to read the other fields by where it is not the one written.

@@ -65,9 +65,10 @@ pub fn load(
     let folder = folder.as_ref();
     let config = HfConfig::read(folder)?;
     let shards = Shards::open(folder)?;
+    let names = Names::new(&config.model, config.sub_norm_names());
+    check_depth(config.model.n_layers, &names, &shards)?;
     let mut model = config.model.init(device)?;
     insert_sub_norms(&mut model, &config);
-    let names = Names::new(&config.model, config.sub_norm_names());
     let unexpected = check_tensors(&model, &names, &shards, options)?;
     let mut loader = Loader { path: ParamPath::default(), names, shards: &shards, error: None };
     let mut model = model.map(&mut loader);
@@ -175,6 +176,20 @@ fn insert_sub_norms(model: &mut CausalLm, config: &HfConfig) {
             slot.sub_norm = Some(SubLn { norm, origin: state.origin });
         }
     });
+}
+
+/// Refuses more layers than the files have tensors, before anything is allocated for them.
+fn check_depth(n_layers: usize, names: &Names, shards: &Shards) -> Result<(), ConvertError> {
+    let found: BTreeSet<&str> = shards.names().collect();
+    if n_layers <= found.len() {
+        return Ok(());
+    }
+    let mut norms =
+        (0..n_layers).filter_map(|layer| names.tensor(&format!("layers.{layer}.attention_norm.gain")));
+    let missing = norms.find(|name| !found.contains(name.as_str()));
+    Err(ConvertError::Tensors {
+        problems: missing.map(|name| TensorProblem::Missing { name }).into_iter().collect(),
+    })
 }
 
 /// Compares the model's tensors with the files' and returns the unexpected ones.

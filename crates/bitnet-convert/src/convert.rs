@@ -18,6 +18,7 @@ use crate::{
 /// # Errors
 /// - [`ConvertError::Pattern`] for a glob that cannot be read
 /// - [`ConvertError::Layer`] where the granularity does not fit a weight; no slot is changed then
+/// - [`ConvertError::MixedPolicy`] where some slots are BitNet already and the policy asks the rest to be otherwise
 pub fn convert(
     mut checkpoint: Checkpoint,
     policy: &Policy,
@@ -27,13 +28,18 @@ pub fn convert(
     let slot_name = |path: &str| names.slot(path).unwrap_or_else(|| path.into());
     let done = convert_slots_named(&mut checkpoint.model, policy, eps, is_output_slot, slot_name)?;
     if done.values().any(|done| *done == SlotDone::Converted) {
-        checkpoint.config.bitnet = Some(BitNetState {
+        let state = BitNetState {
             quantization: policy.quantization,
             sub_norm: policy.sub_norm,
             origin: SubLnOrigin::Inserted,
             sub_norm_eps: None,
             dense: dense_slots(&checkpoint.model).iter().map(|path| slot_name(path)).collect(),
-        });
+        };
+        if let Some(before) = checkpoint.config.bitnet.replace(state.clone())
+            && !before.agrees_with(&state)
+        {
+            return Err(ConvertError::MixedPolicy { found: before.to_string(), asked: state.to_string() });
+        }
     }
     let names = checkpoint.names();
     let report = report(&checkpoint.model, &done, |path| names.tensor(path));

@@ -109,6 +109,14 @@ pub enum ConvertError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Some slots are BitNet in another way than the policy asks for the rest: one config cannot say both.
+    #[error("the model is BitNet in part, with {found}: expected the same for the rest, not {asked}")]
+    MixedPolicy {
+        /// How the BitNet slots are quantized and normed.
+        found: String,
+        /// What the policy asks for.
+        asked: String,
+    },
     /// The model is BitNet already.
     #[error("`{}` is a BitNet checkpoint already", folder.display())]
     AlreadyBitNet {

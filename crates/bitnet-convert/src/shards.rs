@@ -70,6 +70,8 @@ impl WeightType {
 pub struct Layout {
     /// File name and type per tensor.
     tensors: BTreeMap<String, (String, WeightType)>,
+    /// The type of tensors that have no place yet.
+    new_type: Option<WeightType>,
 }
 
 impl Layout {
@@ -78,6 +80,7 @@ impl Layout {
         for (_, found) in self.tensors.values_mut() {
             *found = weight_type;
         }
+        self.new_type = Some(weight_type);
         self
     }
 
@@ -89,7 +92,8 @@ impl Layout {
             .tensors
             .get(name)
             .or_else(|| self.tensors.iter().max_by_key(|(other, _)| shared(other)).map(|(_, place)| place));
-        found.map_or((SINGLE, WeightType::F32), |(file, weight_type)| (file.as_str(), *weight_type))
+        let new_type = self.new_type.unwrap_or(WeightType::F32);
+        found.map_or((SINGLE, new_type), |(file, weight_type)| (file.as_str(), *weight_type))
     }
 }
 
@@ -203,7 +207,7 @@ impl Shards {
             let weight_type = WeightType::of(self.shards[shard].header.info(name)?.dtype)?;
             Some((name.clone(), (file, weight_type)))
         });
-        Layout { tensors: tensors.collect() }
+        Layout { tensors: tensors.collect(), new_type: None }
     }
 
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
@@ -293,10 +297,12 @@ pub(crate) fn write_shards(
         }
         let path = folder.join(file);
         let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-        safetensors::serialize_to_file(tensors, metadata, &path).map_err(|error| ConvertError::Write {
-            path: path.clone(),
-            source: std::io::Error::other(error.to_string()),
-        })?;
+        let write = |source| ConvertError::Write { path: path.clone(), source };
+        // The library renames a private temporary file into place: give it the mode of an ordinary new file.
+        let permissions = File::create(&path).and_then(|file| file.metadata()).map_err(write)?.permissions();
+        safetensors::serialize_to_file(tensors, metadata, &path)
+            .map_err(|error| write(std::io::Error::other(error.to_string())))?;
+        std::fs::set_permissions(&path, permissions).map_err(write)?;
         if let Some(error) = failure.borrow_mut().take() {
             return Err(error);
         }

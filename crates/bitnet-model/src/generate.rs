@@ -57,7 +57,7 @@ impl CausalLm {
     pub fn generate(&self, prompt: &[u32], options: &GenerateOptions) -> Result<Vec<u32>, ModelError> {
         let mut chooser = Chooser::new(&options.sampling)?;
         let model = self.valid();
-        let length = prompt.len() + options.max_new_tokens;
+        let length = prompt.len().saturating_add(options.max_new_tokens);
         let limit = self.config().position_limit();
         if length > limit {
             return Err(ModelError::SequenceTooLong { found: length, limit });

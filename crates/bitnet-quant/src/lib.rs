@@ -7,7 +7,7 @@
 //! | weights → {−1, 0, 1} | [`ternarize`], [`TernaryWeight`] | absmean per tensor, row or group |
 //! | activations → int8 | [`quantize_activations`], [`QuantizedActivations`] | absmax per token or tensor, 2 to 8 bits |
 //! | gradients | [`straight_through`] | the identity, at every λ |
-//! | the layer | [`bit_linear`] | `y = x_eff · w_effᵀ + bias` |
+//! | the layer | [`bit_linear`], [`bit_linear_reference`] | `y = x_eff · w_effᵀ + bias` |
 //!
 //! Whatever the tensors' dtype, scales and codes are computed in f32. A faster path (a fused operation, a packed
 //! kernel) lives beside these definitions and is tested against them.
@@ -17,6 +17,7 @@
 //! The formulas and their acceptance vectors are in `docs/numerics.md`.
 
 mod activation;
+mod backends;
 mod device;
 mod error;
 mod linear;
@@ -27,7 +28,7 @@ mod weight;
 pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
 pub use device::{DeviceError, DeviceName, device, device_report};
 pub use error::QuantError;
-pub use linear::{Quantization, bit_linear};
+pub use linear::{Quantization, bit_linear, bit_linear_reference};
 pub use ste::straight_through;
 pub use sum::fold_sum;
 pub use weight::{Granularity, TernaryWeight, ternarize};

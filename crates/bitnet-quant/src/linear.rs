@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, module::linear};
 use serde::{Deserialize, Serialize};
 
+use crate::backends::bit_linear as fused;
 use crate::weight::fake_quantize_weight;
 use crate::{ActivationQuant, Granularity, quantize_activations, straight_through};
 
@@ -16,12 +17,14 @@ pub struct Quantization {
     pub activation: ActivationQuant,
 }
 
-/// The BitNet layer in plain tensor operations: `y = x_eff · w_effᵀ + bias`.
+/// The BitNet layer: `y = x_eff · w_effᵀ + bias`.
 ///
 /// `x_eff` and `w_eff` move from the latent values (λ = 0) to the quantized ones (λ = 1). The gradients are
 /// `dW = gᵀ·x_eff`, `dX = g·w_eff` and `dbias = Σg` at every λ. The bias is never quantized.
 ///
-/// This is the definition; a fused operation that gives the same results takes its place where one exists.
+/// On a CPU, in f32, this is one operation with a backward pass of its own: vector kernels quantize each operand in
+/// one pass, and at λ = 1 the backward pass keeps the input's int8 codes instead of its f32 values. Elsewhere it is
+/// [`bit_linear_reference`], whose operands are the same bit for bit.
 ///
 /// # Shapes
 /// - `x`: `[.., d_input]`, `weight`: `[d_output, d_input]`, `bias`: `[d_output]`
@@ -33,6 +36,30 @@ pub struct Quantization {
 /// # Source
 /// arXiv 2402.17764, §2; docs/numerics.md#straight-through.
 pub fn bit_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    quantization: Quantization,
+    lambda: f32,
+) -> Tensor<D> {
+    let [d_output, d_input] = weight.dims();
+    let mut shape = x.dims();
+    let tokens = shape[..D - 1].iter().product();
+    match fused(&x.clone().reshape([tokens, d_input]), &weight, quantization, lambda) {
+        Some(y) => {
+            shape[D - 1] = d_output;
+            let y = y.reshape(shape);
+            match bias {
+                Some(bias) => y + bias.unsqueeze(),
+                None => y,
+            }
+        }
+        None => bit_linear_reference(x, weight, bias, quantization, lambda),
+    }
+}
+
+/// [`bit_linear`] in plain tensor operations, for every backend and dtype: the definition.
+pub fn bit_linear_reference<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,

@@ -20,6 +20,10 @@ pub fn fold_sum<const D: usize>(x: Tensor<D>) -> Tensor<D> {
         let high = x.clone().narrow(last, half, n - half);
         let low = x.clone().narrow(last, 0, n - half);
         let folded = low + high;
-        x = if n % 2 == 0 { folded } else { Tensor::cat(vec![folded, x.narrow(last, half - 1, 1)], last) };
+        x = if n.is_multiple_of(2) {
+            folded
+        } else {
+            Tensor::cat(vec![folded, x.narrow(last, half - 1, 1)], last)
+        };
     }
 }

@@ -27,7 +27,7 @@ impl Granularity {
             return Err(QuantError::Empty { d_output, d_input });
         }
         match self {
-            Self::Group(group) if !group.is_power_of_two() || d_input % group != 0 => {
+            Self::Group(group) if !group.is_power_of_two() || !d_input.is_multiple_of(group) => {
                 Err(QuantError::Group { group, d_input })
             }
             _ => Ok(()),

@@ -14,11 +14,11 @@ use crate::TrainError;
 ///
 /// # Errors
 /// Those of [`CausalLm::batch`]; [`TrainError::Config`] for sequences of a single token.
-pub fn next_token_loss<S: AsRef<[u32]>>(
+pub fn next_token_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
     model: &CausalLm,
-    sequences: &Vec<S>,
+    sequences: &B,
 ) -> Result<Tensor<1>, TrainError> {
-    let tokens = model.batch(sequences)?;
+    let tokens = model.batch(sequences.as_ref())?;
     let [batch, length] = tokens.dims();
     if length < 2 {
         return Err(TrainError::Config {
@@ -43,7 +43,7 @@ pub fn perplexity(model: &CausalLm, windows: &TokenWindows, batch_size: usize) -
     let all: Vec<&[u32]> = (0..windows.len()).filter_map(|i| windows.get(i)).collect();
     let mut sum = 0.0;
     for batch in all.chunks(batch_size.max(1)) {
-        let loss = next_token_loss(&model, &batch.to_vec())?;
+        let loss = next_token_loss(&model, &batch)?;
         sum += read(loss)? * batch.len() as f64;
     }
     let mean = sum / all.len() as f64;

@@ -3,16 +3,30 @@
 
 Kept per reference: input_ids, greedy, loss, the logits of the last 12 positions (each depends on all before it), the
 hidden states of row 0, and gradients: every one-dimensional tensor and two projections of the first layer, all seven
-where ALL_GRADIENTS says so, and one tied embedding. Weights that two fixtures share stand in one of them; packed checkpoints and gpt2 are only refused, so their config.json is enough.
+where ALL_GRADIENTS says so, and one tied embedding. Weights that two fixtures share stand in one of them; packed
+checkpoints and gpt2 are only refused, so their config.json is enough.
+
+Where activations are quantized, logits and hidden states stay whole, and beside each result stands that of a second
+run of transformers (`other.logits` and so on), in which every activation within 5e-6 codes of a tie is rounded the
+other way: each of these checkpoints has one, a unit in the last place from a tie, so that two equally valid orders of
+summation round it apart, which moves later logits by up to 6e-2.
 
 usage: trim_fixtures.py FIXTURES OUT        (FIXTURES as make_fixtures.py --out wrote them)
 """
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # transformers' bitnet code is @torch.compile'd
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from near_ties import rounded_the_other_way
 
 LOADED = ["llama_tied", "llama_sharded", "llama_bf16", "llama_untied", "llama_attn_bias", "llama_all_bias",
           "llama_head_dim", "llama3_rope", "qwen2", "qwen3", "mistral", "mistral_swa", "gemma", "gemma2",
@@ -20,6 +34,7 @@ LOADED = ["llama_tied", "llama_sharded", "llama_bf16", "llama_untied", "llama_at
 REFUSED = ["bitnet_offline_auto", "bitnet_offline_auto_bf16", "bitnet_offline_bitlinear", "llama_offline_bitlinear",
            "gpt2"]
 SHARED_WEIGHTS = {"llama_online": "llama_tied", "mistral_swa": "mistral"}
+QUANTIZED = ["llama_online", "bitnet_online", "bitnet_online_bf16"]
 ALL_GRADIENTS = ["llama_tied", "bitnet_online"]
 TOKENIZER_IN = "llama_tied"
 LOGIT_POSITIONS = 12
@@ -32,10 +47,27 @@ def trim(ref: dict, name: str) -> dict:
         return tensor.ndim == 1 or few or embedding or name in ALL_GRADIENTS and ".layers.0." in key
 
     out = {key: ref[key] for key in ("input_ids", "greedy", "loss") if key in ref}
-    out["logits"] = ref["logits"][:, -LOGIT_POSITIONS:]
-    out |= {key: t[:1] for key, t in ref.items() if key.startswith("hidden.")}
+    quantized = name in QUANTIZED
+    out["logits"] = ref["logits"] if quantized else ref["logits"][:, -LOGIT_POSITIONS:]
+    out |= {key: t if quantized else t[:1] for key, t in ref.items() if key.startswith("hidden.")}
     out |= {key: t for key, t in ref.items() if key.startswith("grad.") and keep_gradient(key, t)}
     return {key: t.contiguous().clone() for key, t in out.items()}
+
+
+def other_run(folder: Path, ids) -> dict:
+    """The results of the second run."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():  # bf16 checkpoints leave tensors in their own dtype
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.float() if tensor.is_floating_point() else tensor.data
+    with rounded_the_other_way() as moved:
+        out = model(ids, labels=ids, use_cache=False, output_hidden_states=True)
+    out.loss.backward()
+    print(folder.name, "near ties", moved)
+    run = {"logits": out.logits, "loss": out.loss.reshape(1)}
+    run |= {f"hidden.{i}": h for i, h in enumerate(out.hidden_states)}
+    run |= {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {key: t.detach() for key, t in run.items()}
 
 
 def main() -> None:
@@ -46,7 +78,11 @@ def main() -> None:
         shutil.copyfile(source / name / "config.json", folder / "config.json")
         if name in REFUSED:
             continue
-        save_file(trim(load_file(source / name / "ref.safetensors"), name), folder / "ref.safetensors")
+        ref = trim(load_file(source / name / "ref.safetensors"), name)
+        if name in QUANTIZED:
+            other = other_run(source / name, ref["input_ids"])
+            ref |= {f"other.{key}": other[key].contiguous() for key in ref if key in other}
+        save_file(ref, folder / "ref.safetensors")
         if name in SHARED_WEIGHTS:
             ours, theirs = (source / n / "model.safetensors" for n in (name, SHARED_WEIGHTS[name]))
             assert ours.read_bytes() == theirs.read_bytes(), name

@@ -1,0 +1,148 @@
+//! The layer on slices, for every backend whose tensors lie in this process's memory.
+
+use std::sync::Arc;
+
+use bitnet_cpu::Kernel;
+use burn::backend::Backend;
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::{Device, FloatTensor};
+use burn::tensor::{Shape, TensorData};
+use rayon::prelude::*;
+
+use crate::{ActivationQuant, Bits, Granularity, Quantization};
+
+/// A backend whose tensors can be read as slices.
+pub(crate) trait CpuBackend: Backend {
+    /// Calls `read` with the values of an f32 tensor, row-major.
+    fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R;
+}
+
+/// What the backward pass needs of the input.
+#[derive(Debug, Clone)]
+pub(crate) struct SavedCodes {
+    codes: Arc<bitnet_cpu::QuantizedActivations>,
+    shape: [usize; 2],
+}
+
+/// `x_eff · w_effᵀ`, and at λ = 1 the input's codes: a quarter of the input's bytes.
+pub(crate) fn forward<B: CpuBackend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    quantization: Quantization,
+    lambda: f32,
+) -> (FloatTensor<B>, Option<SavedCodes>) {
+    let weight = effective_weight::<B>(&weight, quantization.weight, lambda);
+    let (x, codes) = match quantization.activation {
+        ActivationQuant::PerToken(bits) if lambda == 1.0 => {
+            let shape = dims::<B>(&x);
+            let codes = Arc::new(quantize::<B>(&x, bits));
+            let saved = SavedCodes { codes, shape };
+            (dequantize::<B>(&saved, &x.device()), Some(saved))
+        }
+        activation => (effective_input::<B>(x, activation, lambda), None),
+    };
+    (B::float_matmul(x, B::float_transpose(weight)), codes)
+}
+
+fn quantize<B: CpuBackend>(x: &FloatTensor<B>, bits: Bits) -> bitnet_cpu::QuantizedActivations {
+    let [_, d_input] = dims::<B>(x);
+    B::read(x, |x| sound(Kernel::new().quantize_activations(x, d_input, u8::from(bits).into())))
+}
+
+/// `w + λ·(Q(w) − w)`, `[d_output, d_input]`.
+pub(crate) fn effective_weight<B: CpuBackend>(
+    weight: &FloatTensor<B>,
+    granularity: Granularity,
+    lambda: f32,
+) -> FloatTensor<B> {
+    let [d_output, d_input] = dims::<B>(weight);
+    let segment = match granularity {
+        Granularity::Tensor => d_output * d_input,
+        Granularity::Row => d_input,
+        Granularity::Group(group) => group,
+    };
+    let values = B::read(weight, |weight| {
+        let ternary =
+            sound(Kernel::new().absmean_ternarize(weight, d_output, d_input, cpu_granularity(granularity)));
+        blend(weight, &ternary.codes, &ternary.scales, segment, lambda)
+    });
+    tensor::<B>(values, [d_output, d_input], weight)
+}
+
+/// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
+pub(crate) fn effective_input<B: CpuBackend>(
+    x: FloatTensor<B>,
+    quant: ActivationQuant,
+    lambda: f32,
+) -> FloatTensor<B> {
+    let ActivationQuant::PerToken(bits) = quant else {
+        return x;
+    };
+    let shape = dims::<B>(&x);
+    let quantized = quantize::<B>(&x, bits);
+    let values = B::read(&x, |x| blend(x, &quantized.codes, &quantized.scales, shape[1], lambda));
+    tensor::<B>(values, shape, &x)
+}
+
+/// `Qa(x)` from the codes that the forward pass saved.
+pub(crate) fn dequantize<B: CpuBackend>(saved: &SavedCodes, device: &Device<B>) -> FloatTensor<B> {
+    let SavedCodes { codes, shape } = saved;
+    // At λ = 1 the latent values do not matter: the codes stand in for a slice of the right length.
+    let values = blend(&[], &codes.codes, &codes.scales, shape[1], 1.0);
+    B::float_from_data(TensorData::new(values, *shape), device)
+}
+
+/// `base + λ·(codes·scale − base)` with one scale per `segment` values; at λ = 1 exactly `codes·scale`, and `base`
+/// is not read.
+fn blend(base: &[f32], codes: &[i8], scales: &[f32], segment: usize, lambda: f32) -> Vec<f32> {
+    /// Values of one task.
+    const CHUNK: usize = 1 << 14;
+    let mut out = vec![0.0; codes.len()];
+    out.par_chunks_mut(CHUNK).zip(codes.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (out, codes))| {
+        let mut at = chunk * CHUNK;
+        let (mut out, mut codes) = (out, codes);
+        while !codes.is_empty() {
+            let run = (segment - at % segment).min(codes.len());
+            let scale = scales[at / segment];
+            let (out_run, out_rest) = out.split_at_mut(run);
+            let (codes_run, codes_rest) = codes.split_at(run);
+            if lambda == 1.0 {
+                for (out, &code) in out_run.iter_mut().zip(codes_run) {
+                    *out = f32::from(code) * scale;
+                }
+            } else {
+                for ((out, &code), &base) in out_run.iter_mut().zip(codes_run).zip(&base[at..]) {
+                    *out = base + (f32::from(code) * scale - base) * lambda;
+                }
+            }
+            (out, codes) = (out_rest, codes_rest);
+            at += run;
+        }
+    });
+    out
+}
+
+fn cpu_granularity(granularity: Granularity) -> bitnet_cpu::Granularity {
+    match granularity {
+        Granularity::Tensor => bitnet_cpu::Granularity::Tensor,
+        Granularity::Row => bitnet_cpu::Granularity::Row,
+        Granularity::Group(group) => bitnet_cpu::Granularity::Group(group),
+    }
+}
+
+fn dims<B: CpuBackend>(tensor: &FloatTensor<B>) -> [usize; 2] {
+    tensor.shape().dims()
+}
+
+/// A tensor on the device of another.
+fn tensor<B: CpuBackend>(values: Vec<f32>, shape: [usize; 2], like: &FloatTensor<B>) -> FloatTensor<B> {
+    B::float_from_data(TensorData::new(values, Shape::new(shape)), &like.device())
+}
+
+/// The kernels check shapes again that the layer has checked when it was configured.
+fn sound<T>(result: Result<T, bitnet_cpu::CpuError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => unreachable!("the layer's own shapes do not fit: {error}"),
+    }
+}

@@ -1,0 +1,26 @@
+use burn::backend::Flex;
+use burn::backend::tensor::FloatTensor;
+
+use super::BitLinearOps;
+use super::cpu::{CpuBackend, forward};
+use crate::Quantization;
+
+impl CpuBackend for Flex {
+    fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R {
+        match tensor.as_slice::<f32>() {
+            Some(values) => read(values),
+            None => read(tensor.to_contiguous().as_slice().unwrap_or_default()),
+        }
+    }
+}
+
+impl BitLinearOps for Flex {
+    fn bit_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        quantization: Quantization,
+        lambda: f32,
+    ) -> FloatTensor<Self> {
+        forward::<Self>(x, weight, quantization, lambda).0
+    }
+}

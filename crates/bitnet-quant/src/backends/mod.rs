@@ -1,0 +1,82 @@
+//! The fused layer, per backend. On a CPU the vector kernels of `bitnet-cpu` quantize, in one pass over each operand;
+//! other backends run the definition.
+
+#![allow(deprecated, reason = "ndarray is deprecated upstream, and a backend that this project still tests")]
+
+mod autodiff;
+mod cpu;
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(feature = "ndarray")]
+mod ndarray;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::tensor::{DType, Tensor};
+
+use crate::{ActivationQuant, Quantization};
+
+/// The product of a BitNet layer as one operation, with a backward pass written by hand.
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+)]
+pub(crate) trait BitLinearOps: Backend {
+    /// `x_eff · w_effᵀ`.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, d_input]`, `weight`: `[d_output, d_input]`, both f32
+    /// - returns `[tokens, d_output]`
+    fn bit_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        quantization: Quantization,
+        lambda: f32,
+    ) -> FloatTensor<Self>;
+}
+
+/// The fused product, where the device and the setting have one.
+pub(crate) fn bit_linear(
+    x: &Tensor<2>,
+    weight: &Tensor<2>,
+    quantization: Quantization,
+    lambda: f32,
+) -> Option<Tensor<2>> {
+    let ([tokens, d_input], device) = (x.dims(), x.clone().inner().device());
+    let on_cpu = match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns, reason = "reached where a GPU backend is compiled in")]
+        _ => false,
+    };
+    let fits = tokens > 0 && d_input <= bitnet_cpu::MAX_D_INPUT;
+    let f32_only = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
+    let per_tensor = matches!(quantization.activation, ActivationQuant::PerTensor(_));
+    if lambda == 0.0 || !on_cpu || !fits || !f32_only || per_tensor {
+        return None;
+    }
+    let (x, weight) = in_one_context(x.clone(), weight.clone());
+    let y = <Dispatch as BitLinearOps>::bit_linear(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        quantization,
+        lambda,
+    );
+    Some(Tensor::from_dispatch(y))
+}
+
+/// Lifts the one of two tensors that has no autodiff to the other's.
+fn in_one_context(a: Tensor<2>, b: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    let lift = |tensor: Tensor<2>, like: &Tensor<2>| match like.gradient_checkpointing_strategy() {
+        Some(strategy) if !tensor.is_autodiff() => {
+            tensor.autodiff().with_gradient_checkpointing_strategy(strategy)
+        }
+        _ => tensor,
+    };
+    let a = lift(a, &b);
+    let b = lift(b, &a);
+    (a, b)
+}

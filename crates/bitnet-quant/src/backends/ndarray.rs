@@ -1,0 +1,30 @@
+use burn::backend::NdArray;
+use burn::backend::tensor::FloatTensor;
+
+use super::BitLinearOps;
+use super::cpu::{CpuBackend, forward};
+use crate::Quantization;
+
+impl CpuBackend for NdArray {
+    fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R {
+        type NdArrayTensor = FloatTensor<NdArray>;
+        match tensor {
+            NdArrayTensor::F32(values) => match values.view().as_slice() {
+                Some(values) => read(values),
+                None => read(&values.view().iter().copied().collect::<Vec<_>>()),
+            },
+            _ => unreachable!("the layer calls this with f32 tensors only"),
+        }
+    }
+}
+
+impl BitLinearOps for NdArray {
+    fn bit_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        quantization: Quantization,
+        lambda: f32,
+    ) -> FloatTensor<Self> {
+        forward::<Self>(x, weight, quantization, lambda).0
+    }
+}
