@@ -63,6 +63,14 @@ pub fn divides_exactly(device: &Device) -> bool {
     values(divisors.full_like(127.0) / divisors) == expected
 }
 
+/// Whether the device's `exp` is as good as a CPU's, 2 ulp; WGSL allows `3 + 2|x|`.
+pub fn exponentiates_exactly(device: &Device) -> bool {
+    let x: Vec<f32> = (-800..=0).map(|i| i as f32 * 0.01).collect();
+    let found = values(Tensor::<1>::from_data(x.as_slice(), device).exp());
+    let error = |(x, found): (&f32, f32)| (f64::from(found) / f64::from(*x).exp() - 1.0).abs();
+    x.iter().zip(found).map(error).fold(0.0, f64::max) <= 2.0 * f64::from(f32::EPSILON)
+}
+
 /// Fails where scales differ by more than `ulps`, and 4 more on a device that does not divide exactly.
 pub fn assert_scales(what: &str, device: &Device, found: &[f32], expected: &[f32], ulps: f32) {
     let ulps = if divides_exactly(device) { ulps } else { ulps + SCALE_ULPS };

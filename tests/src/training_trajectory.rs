@@ -1,5 +1,7 @@
 //! Twenty training steps of the tiny Llama, each loss beside the reference's.
 
+use std::collections::BTreeMap;
+
 use bitnet_arch::train::{LrDecay, TrainConfig, Trainer, next_token_loss};
 use bitnet_arch::warmup::{LambdaWarmupConfig, Schedule};
 use burn::module::{Module, ModuleMapper, Param};
@@ -7,25 +9,25 @@ use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::check::exponentiates_exactly;
 use crate::golden::Golden;
 use crate::training_tiny_llama::{batches, initial_weights, load_tiny_llama};
 
-/// Losses, and shares of gradient norms, before training can have amplified a flipped code, and those of the dense run at every step.
+/// Losses, and shares of gradient norms, before training can have amplified a flipped code; for the dense run, always.
 const TIGHT: f64 = 1e-4;
 
-/// The first two losses at λ = 1, of which AdamW has made the second: it turns the smallest gradient into a step of
-/// the whole learning rate.
-const TIGHT_QUANTIZED: f64 = 2e-4;
+/// The same for the second loss at λ = 1 on a device whose `exp` is approximate: AdamW turns the smallest gradient
+/// into a step of the whole learning rate, whatever the noise in it.
+const TIGHT_APPROXIMATE: f64 = 2e-4;
 
-/// Two equally valid runs part as the reference's do from its own variants: this many times their largest
-/// difference so far.
+/// Two equally valid runs part as PyTorch's do from each other: this many times their largest difference so far.
 const SPREAD: f64 = 3.0;
 
 /// Starts, in ulps by which all weights are scaled. The reference calls a run from weights scaled by 1e-7 equally
 /// valid. From the weights as they are, an activation of the first forward is 63.5 exactly, where the reference was
 /// an ulp away (see `training_tiny_llama`), and a code that falls the other way parts two runs for good. A correct
 /// implementation follows the reference from one of these starts; a wrong one from none.
-const STARTS: [f32; 6] = [0.0, -1.0, 1.0, 2.0, 3.0, -2.0];
+const STARTS: [f32; 4] = [0.0, -1.0, 1.0, 2.0];
 
 /// Learning rates are computed in f64 and stored in f32.
 const LEARNING_RATE: f64 = 1e-7;
@@ -68,31 +70,38 @@ pub fn config(name: &str) -> TrainConfig {
 }
 
 fn report() -> Value {
-    let path = crate::data("bitlinear/tiny_llama/report.json");
+    json("report.json")
+}
+
+fn json(file: &str) -> Value {
+    let path = crate::data("bitlinear/tiny_llama").join(file);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 /// λ = 0: tight at every step.
 pub fn dense(device: &Device) {
-    check("dense", 20, TIGHT, &STARTS[..1], device);
+    check("dense", 20, &STARTS[..1], device);
 }
 
 /// λ = 1 from the first step.
 pub fn constant(device: &Device) {
-    check("const", 2, TIGHT_QUANTIZED, &STARTS, device);
+    check("const", 2, &STARTS, device);
 }
 
 /// λ rising over ten steps, with clipping, weight decay and a learning-rate warm-up.
 pub fn ramp(device: &Device) {
-    check("ramp", 3, TIGHT, &STARTS, device);
+    check("ramp", 3, &STARTS, device);
 }
 
-/// Follows the reference from one of the starts: `n_first` losses and gradient norms with a fixed tolerance, later
-/// losses by [`SPREAD`].
-fn check(name: &str, n_first: usize, first: f64, starts: &[f32], device: &Device) {
+/// Follows the reference from one of the starts: `n_first` losses and gradient norms by [`TIGHT`], later losses by
+/// [`SPREAD`].
+fn check(name: &str, n_first: usize, starts: &[f32], device: &Device) {
     let spread = spread(name);
     let mut tolerances: Vec<f64> = spread.iter().map(|spread| SPREAD * spread).collect();
-    tolerances[..n_first].fill(first);
+    tolerances[..n_first].fill(TIGHT);
+    if name == "const" && !exponentiates_exactly(device) {
+        tolerances[1] = TIGHT_APPROXIMATE;
+    }
     let mut partings = Vec::new();
     for ulps in starts {
         match follow(name, 1.0 + ulps * f32::EPSILON, n_first, &tolerances, device) {
@@ -158,12 +167,18 @@ impl ModuleMapper for Scaled {
     }
 }
 
-/// The largest difference between equally valid runs up to each step.
+/// The largest difference between equally valid runs up to each step: the reference's rows, and those of PyTorch in
+/// the form of docs/numerics.md (`scripts/make_trajectories.py`).
 fn spread(name: &str) -> Vec<f64> {
-    let report = report();
-    let rows = &report[format!("traj {name}")];
-    let rows = ["abs diff vs f64 run", "abs diff vs run nudged by 1e-7", "abs diff vs q*g form"]
-        .map(|row| serde_json::from_value::<Vec<f64>>(rows[row].clone()).unwrap());
+    let reference = report()[format!("traj {name}")].take();
+    let ours = json("trajectories.json")[name].take();
+    let is_difference = |key: &str| key != "loss";
+    let rows: Vec<Vec<f64>> = [reference, ours]
+        .into_iter()
+        .flat_map(|rows| serde_json::from_value::<BTreeMap<String, Vec<f64>>>(rows).unwrap())
+        .filter_map(|(key, row)| is_difference(&key).then_some(row))
+        .collect();
+    assert_eq!(rows.len(), 7);
     let mut largest = 0.0_f64;
     (0..rows[0].len())
         .map(|step| {

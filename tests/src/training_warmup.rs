@@ -63,7 +63,7 @@ pub fn saved_and_restored(device: &Device) {
     let x = random([2, 16], 81, device);
     let mut first = trainer(LambdaWarmupConfig::new(Schedule::Sigmoid { k: 7.0 }, 5), device);
     for _ in 0..2 {
-        first.step(&[x.clone()], mean_square).unwrap();
+        first.step(std::slice::from_ref(&x), mean_square).unwrap();
     }
     let saved = serde_json::to_string(first.warmup()).unwrap();
     let mut restored: LambdaWarmup = serde_json::from_str(&saved).unwrap();
@@ -71,7 +71,7 @@ pub fn saved_and_restored(device: &Device) {
     set_lambda(&mut model, Some(restored.lambda()));
     assert_eq!(lambdas(&model), lambdas(first.model()));
     for _ in 0..4 {
-        first.step(&[x.clone()], mean_square).unwrap();
+        first.step(std::slice::from_ref(&x), mean_square).unwrap();
         set_lambda(&mut model, Some(restored.step()));
         assert_eq!(lambdas(&model), lambdas(first.model()));
     }
@@ -82,12 +82,12 @@ pub fn saved_and_restored(device: &Device) {
 pub fn independent(device: &Device) {
     let x = random([2, 16], 82, device);
     let mut first = trainer(LambdaWarmupConfig::new(Schedule::Linear, 4), device);
-    first.step(&[x.clone()], mean_square).unwrap();
+    first.step(std::slice::from_ref(&x), mean_square).unwrap();
     let mut clone = first.clone();
     let (copy, valid) = (first.model().clone(), first.model().valid());
     let other = trainer(LambdaWarmupConfig::new(Schedule::Linear, 4), device);
     for _ in 0..2 {
-        first.step(&[x.clone()], mean_square).unwrap();
+        first.step(std::slice::from_ref(&x), mean_square).unwrap();
     }
     assert_eq!(
         [first.model(), clone.model(), &copy, &valid, other.model()].map(shared),
@@ -96,7 +96,7 @@ pub fn independent(device: &Device) {
 
     // A clone trains on as the original did, bit for bit.
     for _ in 0..2 {
-        clone.step(&[x.clone()], mean_square).unwrap();
+        clone.step(std::slice::from_ref(&x), mean_square).unwrap();
     }
     let (first, clone) = (first.into_model(), clone.into_model());
     assert_eq!((shared(&first), shared(&clone)), (0.75, 0.75));
@@ -110,7 +110,8 @@ pub fn bad_settings(device: &Device) {
         change(&mut config);
         Trainer::new(Mixture::new(device), &config).map(|_| ()).unwrap_err()
     };
-    let changes: [(&str, fn(&mut TrainConfig)); 8] = [
+    type Change = fn(&mut TrainConfig);
+    let changes: [(&str, Change); 8] = [
         ("steps", |c| c.steps = 0),
         ("learning_rate", |c| c.learning_rate = f64::NAN),
         ("learning_rate", |c| c.learning_rate = 1.5),

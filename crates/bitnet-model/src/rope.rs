@@ -26,8 +26,15 @@ impl Rotation {
         let (frequencies, amplitude) = frequencies(config, head_dim, max_positions, positions.end);
         let shape = [1, 1, positions.len(), head_dim / 2];
         let table = |wave: fn(f64) -> f64| {
-            let angles = positions.clone().flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-            let values: Vec<f32> = angles.map(|angle| (wave(angle) * amplitude) as f32).collect();
+            let values: Vec<f32> = positions
+                .clone()
+                // f32 as in the field's reference code, which rounds frequency and angle alike
+                .flat_map(|p| {
+                    frequencies
+                        .iter()
+                        .map(move |&f| (wave(f64::from(p as f32 * f as f32)) * amplitude) as f32)
+                })
+                .collect();
             Tensor::from_data(TensorData::new(values, shape), device)
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
