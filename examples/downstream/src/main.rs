@@ -40,7 +40,8 @@ fn loss(model: &Parity, (bits, parity): &(Tensor<2>, Tensor<2>)) -> Result<Tenso
 fn main() -> Result<(), Box<dyn Error>> {
     let device = device("flex")?;
     device.seed(7);
-    let signs: Vec<[f32; 4]> = (0..16).map(|n| [0, 1, 2, 3].map(|i| if n >> i & 1 == 1 { 1.0 } else { -1.0 })).collect();
+    let signs: Vec<[f32; 4]> =
+        (0..16).map(|n| [0, 1, 2, 3].map(|i| if n >> i & 1 == 1 { 1.0 } else { -1.0 })).collect();
     let parity: Vec<[f32; 1]> = signs.iter().map(|bits| [bits.iter().product()]).collect();
     let flat = |rows: &[f32], width| Tensor::<1>::from_floats(rows, &device).reshape([16, width]);
     let data = (flat(signs.as_flattened(), 4), flat(parity.as_flattened(), 1));
