@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use bitnet_arch::convert::{ConvertError, LoadOptions, Policy, TensorProblem, check_tokenizer, load, stage1};
+use bitnet_arch::convert::{
+    Checkpoint, ConvertError, LoadOptions, Policy, TensorProblem, WeightType, check_tokenizer, convert, load,
+    save, stage1,
+};
 use bitnet_arch::model::{CausalLmConfig, GenerateOptions, ModelError};
 use bitnet_arch::quant::{DeviceError, device as named_device};
 use bitnet_arch::text::{TextError, TokenWindows, Tokenizer};
@@ -214,12 +217,57 @@ pub fn tensors_that_the_config_does_not_imply(device: &Device) {
     );
 
     // More layers than the files have, down to absurdly many: refused before anything is allocated for them.
-    for n_layers in [4_u64, 1 << 40] {
+    for n_layers in [4_u64, 60_000] {
         let folder = scratch("llama_tied");
         edit_config(folder.path(), |config| drop(config.insert("num_hidden_layers".into(), json!(n_layers))));
         let error = refused_leniently(folder.path(), device);
         assert!(error.to_string().contains("model.layers.3."), "{error}");
     }
+}
+
+/// Sizes far beyond the files are refused by their shapes, before anything is allocated for them.
+pub fn sizes_that_no_memory_holds(device: &Device) {
+    let folder = scratch("llama_tied");
+    edit_config(folder.path(), |config| {
+        config.insert("hidden_size".into(), json!(1 << 30));
+        config.insert("intermediate_size".into(), json!(1 << 30));
+    });
+    let found = problems(folder.path(), device, false);
+    assert!(found.iter().all(|problem| matches!(problem, TensorProblem::Shape { .. })), "{found:?}");
+}
+
+/// What `save` would not be able to load again is refused, and nothing is written.
+pub fn checkpoints_that_would_not_load_again(device: &Device) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let refused = |checkpoint: &Checkpoint| {
+        let error = save(checkpoint, &out).unwrap_err();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{error}");
+        error
+    };
+
+    let mut checkpoint = golden("llama_tied", device);
+    checkpoint.model.norm.gain = checkpoint.model.norm.gain.clone().map(|gain| gain * 1e6);
+    let error = refused(&checkpoint.clone().with_type(WeightType::F16));
+    assert!(matches!(&error, ConvertError::NotFinite { name, .. } if name == "model.norm.weight"), "{error}");
+    checkpoint.model.norm.gain = checkpoint.model.norm.gain.clone().map(|gain| gain * f32::NAN);
+    assert!(matches!(refused(&checkpoint), ConvertError::NotFinite { index: 0, .. }));
+
+    let dense = golden("llama_tied", device);
+    let (converted, _) = convert(dense.clone(), &Policy::default()).unwrap();
+    let error = refused(&converted.with_model(dense.model));
+    let ConvertError::Slot { name, found: "dense", expected: "BitNet" } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(name, "model.layers.0.self_attn.q_proj");
+}
+
+/// A pattern with a slip in it matches nothing: silence would ternarize what it should protect.
+pub fn exclude_patterns_that_match_nothing(device: &Device) {
+    let policy = |pattern: &str| Policy { exclude: vec![pattern.into()], ..Policy::default() };
+    let error = convert(golden("llama_tied", device), &policy("*.dwon_proj")).unwrap_err();
+    assert!(matches!(&error, ConvertError::Pattern { pattern, .. } if pattern == "*.dwon_proj"), "{error}");
+    convert(golden("llama_tied", device), &policy("lm_head")).unwrap();
 }
 
 fn sorted(mut problems: Vec<TensorProblem>) -> Vec<TensorProblem> {
@@ -279,16 +327,23 @@ pub fn configs_that_describe_no_model(device: &Device) {
         ("n_kv_heads", "n_heads = 4", vec![("num_key_value_heads", json!(3))]),
         ("n_kv_heads", "n_heads = 4", vec![("num_key_value_heads", json!(8))]),
         ("head_dim", "even", vec![("head_dim", json!(15))]),
-        ("head_dim", "above 0", vec![("head_dim", json!(0))]),
-        ("vocab_size", "above 0", vec![("vocab_size", json!(0))]),
-        ("d_model", "above 0", vec![("hidden_size", json!(0))]),
-        ("d_ff", "above 0", vec![("intermediate_size", json!(0))]),
-        ("n_layers", "above 0", vec![("num_hidden_layers", json!(0))]),
-        ("n_heads", "above 0", vec![("num_attention_heads", json!(0))]),
-        ("n_kv_heads", "above 0", vec![("num_key_value_heads", json!(0))]),
-        ("max_positions", "above 0", vec![("max_position_embeddings", json!(0))]),
+        ("head_dim", "from 1 to", vec![("head_dim", json!(0))]),
+        ("vocab_size", "from 1 to", vec![("vocab_size", json!(0))]),
+        ("d_model", "from 1 to", vec![("hidden_size", json!(0))]),
+        ("d_ff", "from 1 to", vec![("intermediate_size", json!(0))]),
+        ("n_layers", "from 1 to", vec![("num_hidden_layers", json!(0))]),
+        ("n_heads", "from 1 to", vec![("num_attention_heads", json!(0))]),
+        ("n_kv_heads", "from 1 to", vec![("num_key_value_heads", json!(0))]),
+        ("max_positions", "from 1 to", vec![("max_position_embeddings", json!(0))]),
+        ("d_model", "from 1 to", vec![("hidden_size", json!(1_u64 << 40))]),
+        ("n_layers", "from 1 to", vec![("num_hidden_layers", json!(1_u64 << 60))]),
+        (
+            "n_layers",
+            "at most",
+            vec![("model_type", json!("gemma2")), ("num_hidden_layers", json!(1_u64 << 20))],
+        ),
         ("norm_eps", "positive", vec![("rms_norm_eps", json!(0.0))]),
-        ("rope.theta", "positive", vec![("rope_parameters", json!({"rope_theta": -1.0}))]),
+        ("rope.theta", "above 1", vec![("rope_parameters", json!({"rope_theta": -1.0}))]),
         ("rope.factor", "from 1", vec![("rope_parameters", json!({"rope_type": "linear", "factor": 0.0}))]),
     ] {
         let (message, error) = config_of(&edits);

@@ -6,15 +6,16 @@ use std::path::Path;
 
 use bitnet_arch::convert::{
     Action, Checkpoint, ConversionReport, ConvertError, LeftBecause, LoadOptions, Placement, Policy,
-    auto_convert, convert, is_bitnet, is_bitnet_folder, save, stage1,
+    auto_convert, auto_stage1, convert, is_bitnet, is_bitnet_folder, save, stage1,
 };
-use bitnet_arch::layers::{Form, for_each_slot, set_lambda};
+use bitnet_arch::layers::{Form, Projection, for_each_slot, set_lambda};
 use bitnet_arch::quant::{ActivationQuant, Bits, Granularity, Quantization};
+use burn::module::Module;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use crate::check::{assert_close, max_difference};
-use crate::checkpoints::{golden, golden_logits, loaded, read_json, scratch};
+use crate::checkpoints::{edit_config, golden, golden_logits, loaded, read_json, scratch};
 use crate::golden::Golden;
 
 /// λ = 0 is the same product with the weight stored the other way round: only the order of summation differs.
@@ -195,6 +196,10 @@ pub fn auto_conversion_knows_what_is_bitnet(device: &Device) {
         let (after, report) = auto_convert(checkpoint, &Policy::default()).unwrap();
         assert!(is_bitnet(&after.model), "{name}");
         assert_eq!(report.is_none(), bitnet, "{name}");
+        let dst = source.path().join("converted");
+        let options = LoadOptions::default();
+        let report = auto_stage1(source.path(), &dst, &Policy::default(), device, &options).unwrap();
+        assert_eq!((report.is_none(), dst.exists()), (bitnet, !bitnet), "{name}");
         if bitnet {
             assert_eq!(golden_logits(&after.model), before, "{name}");
         }
@@ -402,4 +407,46 @@ pub fn stage1_refuses_what_it_must(device: &Device) {
     assert!(matches!(&error, ConvertError::AlreadyBitNet { folder } if *folder == empty), "{error}");
     assert!(!parent.path().join("again").exists());
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 2, "nothing is left behind");
+}
+
+/// A `bitnet` model without quantization has sub-norms already: they are kept, act in full, and are not reported as
+/// inserted; those that the policy adds beside them are written and load again.
+pub fn a_models_own_sub_norms_stay_its_own(device: &Device) {
+    for (placement, n_inserted, model_type) in [
+        (Placement::Output, 0, "bitnet"),
+        (Placement::All, 2 * 5, "bitnet_arch"),
+        (Placement::None, 0, "bitnet"),
+    ] {
+        let source = scratch("bitnet_online");
+        edit_config(source.path(), |config| drop(config.remove("quantization_config")));
+        assert!(!is_bitnet_folder(source.path()).unwrap());
+        let (converted, report) = convert(loaded(source.path(), device), &policy(placement)).unwrap();
+        let inserted =
+            report.tensors.iter().filter(|tensor| tensor.action == Action::InsertedSubNorm).count();
+        assert_eq!((report.n_converted(), inserted), (2 * 7, n_inserted), "{placement:?}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let dst = folder.path().join("converted");
+        save(&converted, &dst).unwrap();
+        assert_eq!(read_json(&dst.join("config.json"))["model_type"], model_type, "{placement:?}");
+        let reloaded = load_strictly(&dst, device);
+        assert_eq!(golden_logits(&reloaded.model), golden_logits(&converted.model), "{placement:?}");
+    }
+}
+
+/// What a dense weight was frozen to, its BitNet layer keeps, with autodiff or without.
+pub fn frozen_weights_stay_frozen(device: &Device) {
+    for device in [device.clone(), device.clone().autodiff()] {
+        let mut checkpoint = golden("llama_tied", &device);
+        let query = &mut checkpoint.model.layers[0].attention.query;
+        *query = query.clone().no_grad();
+        let (converted, _) = convert(checkpoint, &Policy::default()).unwrap();
+        let model = converted.model.train();
+        let trains = |slot: &Projection| match &slot.form {
+            Form::Bit(linear) => linear.weight.is_require_grad(),
+            Form::Dense(_) => panic!("every slot converts"),
+        };
+        let attention = &model.layers[0].attention;
+        assert_eq!([&attention.query, &attention.key].map(trains), [false, true]);
+    }
 }

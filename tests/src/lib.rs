@@ -44,7 +44,7 @@ macro_rules! suite {
                 half_precision, bad_granularity, footprint, sums, repeats;
             quant_activation: acceptance, ties, zero_and_tiny_tokens, reference, widths, bad_widths, half_precision;
             quant_linear: forward_quantized, forward_at_lambda, gradient_vectors, gradients_are_straight_through,
-                frozen_operands, the_fused_layer_is_the_reference, quantized_exactly, dense_exactly, half_precision;
+                frozen_operands, the_fused_layer_is_the_reference, gradient_checkpointing_changes_nothing, quantized_exactly, dense_exactly, half_precision;
             layers_cases: reference;
             layers_norm: acceptance, strength, gradient, half_precision, configuration;
             layers_slots: visits_a_users_module, converts_in_place, a_slot_computes_its_form, refuses_a_bad_group,
@@ -64,12 +64,14 @@ macro_rules! suite {
                 conversion_is_idempotent, a_conversion_in_two_steps_is_that_of_one,
                 auto_conversion_knows_what_is_bitnet, quantization_settings_reach_every_slot,
                 a_group_that_does_not_fit_is_refused, stage1_folders_load_again,
-                stage1_config_speaks_transformers_language, stage1_refuses_what_it_must;
+                stage1_config_speaks_transformers_language, stage1_refuses_what_it_must,
+                a_models_own_sub_norms_stay_its_own, frozen_weights_stay_frozen;
             bad_input: weight_files_that_are_damaged, indexes_that_are_damaged,
                 tensors_that_the_config_does_not_imply, weights_that_are_not_finite,
                 configs_that_describe_no_model, a_tokenizer_larger_than_the_embedding,
                 tokens_that_do_not_suit_the_model, text_that_is_too_short, devices_that_cannot_be_had,
-                unexpected_tensors_stand_in_the_report;
+                unexpected_tensors_stand_in_the_report, sizes_that_no_memory_holds,
+                checkpoints_that_would_not_load_again, exclude_patterns_that_match_nothing;
         }
     };
 }

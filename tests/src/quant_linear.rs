@@ -4,6 +4,7 @@ use bitnet_arch::quant::{
     ActivationQuant, Bits, Granularity, Quantization, bit_linear, bit_linear_reference, quantize_activations,
     straight_through, ternarize,
 };
+use burn::tensor::activation::silu;
 use burn::tensor::module::linear;
 use burn::tensor::{DType, Device, Tensor};
 
@@ -160,6 +161,22 @@ pub fn the_fused_layer_is_the_reference(device: &Device) {
                 }
             }
         }
+    }
+}
+
+/// Gradient checkpointing recomputes instead of keeping, and the gradients are the same bits.
+pub fn gradient_checkpointing_changes_nothing(device: &Device) {
+    let run = |device: Device, lambda: f32| {
+        let x = random([5, 24], 41, &device).require_grad();
+        let w = random([24, 24], 42, &device).require_grad();
+        let hidden = silu(bit_linear(x.clone(), w.clone(), None, Quantization::default(), lambda)) * 1.5;
+        let grads = bit_linear(hidden, w.clone(), None, Quantization::default(), lambda).sum().backward();
+        [x, w].map(|tensor| values(tensor.grad(&grads).unwrap()))
+    };
+    for lambda in [0.5, 1.0] {
+        let plain = run(device.clone().autodiff(), lambda);
+        let checkpointed = device.clone().autodiff().gradient_checkpointing();
+        assert_eq!(run(checkpointed, lambda), plain, "λ {lambda}");
     }
 }
 

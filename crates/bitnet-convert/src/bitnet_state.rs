@@ -133,10 +133,12 @@ impl HfConfig {
         if state.origin == SubLnOrigin::Inserted {
             json.insert(OWN_KEY.into(), json!(own));
         }
-        let expressible = state.quantization == Quantization::default();
+        let twice_normed = self.model.sub_norms == SubNorms::Output && state.sub_norm == Placement::All;
+        let expressible = state.quantization == Quantization::default() && !twice_normed;
         let quantization_config = |use_rms_norm: bool| {
+            let dense = state.dense.iter().map(String::as_str);
             let skip: Vec<&str> =
-                ["lm_head"].into_iter().chain(state.dense.iter().map(String::as_str)).collect();
+                ["lm_head"].into_iter().chain(dense.filter(|name| *name != "lm_head")).collect();
             json!({
                 "quant_method": "bitnet",
                 "linear_class": "autobitlinear",
@@ -164,6 +166,10 @@ impl HfConfig {
                 json.insert("rms_norm_eps".into(), json!(self.model.norm_eps));
                 json.insert("max_position_embeddings".into(), json!(self.model.max_positions));
                 json.insert("tie_word_embeddings".into(), json!(self.model.tied_head));
+                json.insert("num_key_value_heads".into(), json!(self.model.n_kv_heads()));
+                for (key, default) in [("bos_token_id", 1), ("eos_token_id", 2)] {
+                    json.entry(key).or_insert(json!(default));
+                }
                 if !json.contains_key("hidden_act") {
                     json.insert("hidden_act".into(), json!("silu"));
                 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bitnet_layers::{RmsNormConfig, SubLn, for_each_slot_mut};
+use bitnet_layers::{LayerError, RmsNormConfig, SubLn, for_each_slot, for_each_slot_mut};
 use bitnet_model::CausalLm;
 use bitnet_text::Tokenizer;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use crate::json::{write_folder, write_json};
 use crate::names::{Names, is_output_slot};
 use crate::shards::{Pending, Shards, write_shards};
-use crate::{ConvertError, HfConfig, Layout, Placement, TensorProblem};
+use crate::{ConvertError, HfConfig, Layout, TensorProblem};
 
 /// A model with the files that it came with.
 #[derive(Debug, Clone)]
@@ -70,6 +70,7 @@ pub fn load(
     let mut model = config.model.init(device)?;
     insert_sub_norms(&mut model, &config);
     let unexpected = check_tensors(&model, &names, &shards, options)?;
+    check_granularity(&model, &names, &config)?;
     let mut loader = Loader { path: ParamPath::default(), names, shards: &shards, error: None };
     let mut model = model.map(&mut loader);
     if let Some(error) = loader.error {
@@ -96,12 +97,15 @@ pub fn load(
 /// the source's tokenizer files. It appears under its name whole or not at all.
 ///
 /// # Errors
-/// [`ConvertError::Exists`] where the folder holds something, [`ConvertError::Write`] and [`ConvertError::Device`].
+/// [`ConvertError::Exists`] where the folder holds something, [`ConvertError::Slot`] where the model is not what the
+/// config says, [`ConvertError::NotFinite`] for a weight that is not finite in the type it is stored in,
+/// [`ConvertError::Write`] and [`ConvertError::Device`].
 pub fn save(checkpoint: &Checkpoint, folder: impl AsRef<Path>) -> Result<(), ConvertError> {
     write_folder(folder.as_ref(), |partial| save_into(checkpoint, partial))
 }
 
 pub(crate) fn save_into(checkpoint: &Checkpoint, folder: &Path) -> Result<(), ConvertError> {
+    checkpoint.check_slots()?;
     write_json(&folder.join("config.json"), &checkpoint.config.to_json())?;
     let names = checkpoint.names();
     let mut tensors = BTreeMap::new();
@@ -151,9 +155,23 @@ impl Checkpoint {
         self
     }
 
-    /// Full name of a slot, as patterns and reports have it: `model.layers.0.self_attn.q_proj`.
-    pub fn slot_name(&self, path: &str) -> Option<String> {
-        self.names().slot(path)
+    /// Refuses a model whose slots are not what `config.json` says: it would load as another one.
+    fn check_slots(&self) -> Result<(), ConvertError> {
+        let form = |is_bit| if is_bit { "BitNet" } else { "dense" };
+        let names = self.names();
+        let mut wrong = None;
+        for_each_slot(&self.model, |path, slot| {
+            let name = names.slot(path).unwrap_or_else(|| path.into());
+            let expected = self.config.bitnet.as_ref().is_some_and(|state| !state.is_dense(&name));
+            if slot.is_bit() != expected {
+                wrong.get_or_insert(ConvertError::Slot {
+                    name,
+                    found: form(slot.is_bit()),
+                    expected: form(expected),
+                });
+            }
+        });
+        wrong.map_or(Ok(()), Err)
     }
 }
 
@@ -165,11 +183,7 @@ fn insert_sub_norms(model: &mut CausalLm, config: &HfConfig) {
     let names = Names::new(&config.model, config.sub_norm_names());
     let eps = state.sub_norm_eps.unwrap_or(config.model.norm_eps);
     for_each_slot_mut(model, |path, slot| {
-        let wanted = match state.sub_norm {
-            Placement::None => false,
-            Placement::Output => is_output_slot(path),
-            Placement::All => true,
-        };
+        let wanted = state.sub_norm.wants(is_output_slot(path));
         let dense = names.slot(path).is_some_and(|name| state.is_dense(&name));
         if wanted && !dense && slot.sub_norm.is_none() {
             let norm = RmsNormConfig::new(slot.d_input()).with_eps(eps).init(&slot.device());
@@ -190,6 +204,21 @@ fn check_depth(n_layers: usize, names: &Names, shards: &Shards) -> Result<(), Co
     Err(ConvertError::Tensors {
         problems: missing.map(|name| TensorProblem::Missing { name }).into_iter().collect(),
     })
+}
+
+/// Refuses a granularity that does not fit a slot's weight, before anything is read.
+fn check_granularity(model: &CausalLm, names: &Names, config: &HfConfig) -> Result<(), ConvertError> {
+    let Some(state) = &config.bitnet else {
+        return Ok(());
+    };
+    let mut misfit = None;
+    for_each_slot(model, |path, slot| {
+        let name = names.slot(path).unwrap_or_else(|| path.into());
+        if let Err(source) = state.quantization.weight.check([slot.d_output(), slot.d_input()]) {
+            misfit.get_or_insert(LayerError::Quantization { name, source });
+        }
+    });
+    misfit.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Compares the model's tensors with the files' and returns the unexpected ones.
@@ -234,8 +263,10 @@ impl ParamPath {
         self.containers.pop();
     }
 
-    fn name(&self, names: &Names) -> Option<String> {
-        names.tensor(&self.fields.join("."))
+    /// Its name in the files: its own path where the table has none.
+    fn name(&self, names: &Names) -> String {
+        let path = self.fields.join(".");
+        names.tensor(&path).unwrap_or(path)
     }
 
     /// Whether this is the weight of Burn's linear layer, stored transposed.
@@ -271,7 +302,7 @@ impl ModuleVisitor for Checker<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.name(self.names).unwrap_or_else(|| self.path.fields.join("."));
+        let name = self.path.name(self.names);
         let expected = self.path.stored_shape(param.lazy_shape().to_vec());
         match self.shards.info(&name) {
             None => self.problems.push(TensorProblem::Missing { name: name.clone() }),
@@ -306,9 +337,10 @@ impl ModuleMapper for Loader<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(name) = self.path.name(&self.names).filter(|_| self.error.is_none()) else {
+        if self.error.is_some() {
             return param;
-        };
+        }
+        let name = self.path.name(&self.names);
         let values = match self.shards.read(&name) {
             Ok(Some(values)) => values,
             Ok(None) => return param, // `check_tensors` has seen every name
@@ -342,9 +374,7 @@ impl ModuleVisitor for Collector<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(name) = self.path.name(&self.names) else {
-            return;
-        };
+        let name = self.path.name(&self.names);
         let shape = self.path.stored_shape(param.lazy_shape().to_vec());
         let transposed = self.path.is_transposed();
         let (param, tensor_name) = (param.clone(), name.clone());

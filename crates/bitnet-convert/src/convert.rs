@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut, slot_path};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
+use globset::GlobMatcher;
 
 use crate::bitnet_state::BitNetState;
 use crate::names::{Names, is_output_slot};
@@ -16,7 +17,7 @@ use crate::{
 /// as it says. Weights keep their values, device and trainability; a second conversion changes nothing.
 ///
 /// # Errors
-/// - [`ConvertError::Pattern`] for a glob that cannot be read
+/// - [`ConvertError::Pattern`] for a glob that cannot be read or matches nothing
 /// - [`ConvertError::Layer`] where the granularity does not fit a weight; no slot is changed then
 /// - [`ConvertError::MixedPolicy`] where some slots are BitNet already and the policy asks the rest to be otherwise
 pub fn convert(
@@ -27,11 +28,14 @@ pub fn convert(
     let names = checkpoint.names();
     let slot_name = |path: &str| names.slot(path).unwrap_or_else(|| path.into());
     let done = convert_slots_named(&mut checkpoint.model, policy, eps, is_output_slot, slot_name)?;
-    if done.values().any(|done| *done == SlotDone::Converted) {
+    if done.values().any(|done| matches!(done, SlotDone::Converted { .. })) {
+        let inserted = done.values().any(|done| *done == SlotDone::Converted { norm_inserted: true });
+        // The architecture's own norms are where the policy wants some: config.json needs no word of ours.
+        let native = policy.sub_norm != Placement::None && !inserted;
         let state = BitNetState {
             quantization: policy.quantization,
-            sub_norm: policy.sub_norm,
-            origin: SubLnOrigin::Inserted,
+            sub_norm: if native { Placement::None } else { policy.sub_norm },
+            origin: if native { SubLnOrigin::Native } else { SubLnOrigin::Inserted },
             sub_norm_eps: None,
             dense: dense_slots(&checkpoint.model).iter().map(|path| slot_name(path)).collect(),
         };
@@ -72,8 +76,10 @@ pub fn convert_slots<M: Module + Slots>(
     is_output: impl Fn(&str) -> bool,
 ) -> Result<(M, ConversionReport), ConvertError> {
     let done = convert_slots_named(&mut module, policy, eps, is_output, str::to_owned)?;
-    let report =
-        report(&module, &done, |path| Some(path.replace(".form.Bit.", ".").replace(".form.Dense.", ".")));
+    let report = report(&module, &done, |path| {
+        let fields = path.split('.').filter(|field| !matches!(*field, "form" | "Bit" | "Dense"));
+        Some(fields.collect::<Vec<_>>().join("."))
+    });
     Ok((module, report))
 }
 
@@ -86,7 +92,7 @@ pub fn is_bitnet(module: &impl Slots) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum SlotDone {
-    Converted,
+    Converted { norm_inserted: bool },
     AlreadyBitNet,
     Excluded(String),
 }
@@ -113,7 +119,8 @@ fn convert_slots_named(
                 if let Err(source) = policy.quantization.weight.check(shape) {
                     misfit.get_or_insert(bitnet_layers::LayerError::Quantization { name, source });
                 }
-                SlotDone::Converted
+                let norm_inserted = slot.sub_norm.is_none() && policy.sub_norm.wants(is_output(path));
+                SlotDone::Converted { norm_inserted }
             }
         };
         done.insert(path.to_owned(), decision);
@@ -121,21 +128,25 @@ fn convert_slots_named(
     if let Some(error) = misfit {
         return Err(error.into());
     }
+    let names: Vec<String> = done.keys().map(|path| name(path)).collect();
+    let always_left = ["model.embed_tokens", "lm_head"].map(str::to_owned);
+    let known = |glob: &GlobMatcher| names.iter().chain(&always_left).any(|name| glob.is_match(name));
+    if let Some(glob) = excluded.iter().find(|glob| !known(glob)) {
+        return Err(ConvertError::Pattern {
+            pattern: glob.glob().to_string(),
+            reason: "matches no slot".into(),
+        });
+    }
     let mut failed = None;
     for_each_slot_mut(module, |path, slot| {
-        if done.get(path) != Some(&SlotDone::Converted) {
+        let Some(SlotDone::Converted { norm_inserted }) = done.get(path) else {
             return;
-        }
+        };
         if let Err(error) = slot.convert(policy.quantization) {
             failed.get_or_insert(error);
             return;
         }
-        let wanted = match policy.sub_norm {
-            Placement::None => false,
-            Placement::Output => is_output(path),
-            Placement::All => true,
-        };
-        if wanted && slot.sub_norm.is_none() {
+        if *norm_inserted {
             let norm = RmsNormConfig::new(slot.d_input()).with_eps(eps);
             slot.sub_norm = Some(SubLn::inserted(&norm, &slot.device()));
         }
@@ -179,19 +190,17 @@ impl<F: Fn(&str) -> Option<String>> Reporter<'_, F> {
     fn action(&self) -> Action {
         let leaf = self.path.last().map_or("", String::as_str);
         let container = self.containers.last().map_or("", String::as_str);
-        let slot = (1..self.path.len()).rev().find_map(|end| {
+        let slot = (0..self.path.len()).rev().find_map(|end| {
             let path = self.path[..end].iter().fold(String::new(), |path, field| slot_path(&path, field));
             self.done.get(&path).map(|done| (done, &self.path[end..]))
         });
         Action::Left(match (slot, container, leaf) {
-            (Some((SlotDone::Converted, rest)), _, "gain")
-                if rest.first().is_some_and(|f| f == "sub_norm") =>
-            {
+            (Some((SlotDone::Converted { norm_inserted: true }, _)), "Struct:RmsNorm", _) => {
                 return Action::InsertedSubNorm;
             }
             (_, "Struct:RmsNorm", _) => LeftBecause::Norm,
             (Some(_), _, "bias") => LeftBecause::Bias,
-            (Some((SlotDone::Converted, _)), ..) => return Action::Ternarized,
+            (Some((SlotDone::Converted { .. }, _)), ..) => return Action::Ternarized,
             (Some((SlotDone::AlreadyBitNet, _)), ..) => LeftBecause::AlreadyBitNet,
             (Some((SlotDone::Excluded(pattern), _)), ..) => LeftBecause::Excluded(pattern.clone()),
             (None, "Struct:Embedding", _) => LeftBecause::Embedding,

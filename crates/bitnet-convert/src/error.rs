@@ -2,7 +2,6 @@ use std::path::PathBuf;
 
 use bitnet_layers::LayerError;
 use bitnet_model::ModelError;
-use bitnet_text::TextError;
 use thiserror::Error;
 
 /// What a checkpoint, or a wish about one, can have wrong.
@@ -88,7 +87,7 @@ pub enum ConvertError {
         /// All that is wrong, not only the first.
         problems: Vec<TensorProblem>,
     },
-    /// A weight is NaN or infinite.
+    /// A weight is NaN or infinite, or would be in the type that it is stored in.
     #[error("tensor `{name}` holds {value} at element {index}: expected finite weights")]
     NotFinite {
         /// The tensor.
@@ -101,7 +100,7 @@ pub enum ConvertError {
     /// The conversion policy does not fit a slot.
     #[error(transparent)]
     Layer(#[from] LayerError),
-    /// A name pattern cannot be read.
+    /// A name pattern cannot be read, or matches nothing.
     #[error("exclude pattern `{pattern}`: {reason}")]
     Pattern {
         /// The pattern.
@@ -133,9 +132,16 @@ pub enum ConvertError {
         /// Rows of the embedding.
         rows: usize,
     },
-    /// The tokenizer cannot be read.
-    #[error(transparent)]
-    Text(#[from] TextError),
+    /// A slot of the model is not what `config.json` would say of it.
+    #[error("slot `{name}` is {found}, the checkpoint's config says {expected}")]
+    Slot {
+        /// The slot.
+        name: String,
+        /// Its form.
+        found: &'static str,
+        /// The form that the config describes.
+        expected: &'static str,
+    },
     /// The device failed while weights were read from it.
     #[error("device, at tensor `{name}`: {reason}")]
     Device {

@@ -141,7 +141,14 @@ fn model_config(fields: &Fields, model_type: ModelType) -> Result<CausalLmConfig
         n_layers,
         fields.require("num_attention_heads")?,
     );
-    config.n_kv_heads = fields.get("num_key_value_heads")?;
+    config.n_kv_heads = match (fields.has("num_key_value_heads"), model_type) {
+        (true, _) | (false, Llama) => fields.get("num_key_value_heads")?,
+        (false, Mistral) => Some(8),
+        (false, Qwen2 | Qwen3) => Some(32),
+        (false, Gemma) => Some(16),
+        (false, Gemma2) => Some(4),
+        (false, BitNet) => Some(5),
+    };
     config.head_dim = fields.get("head_dim")?.or(match model_type {
         Qwen3 => Some(128),
         Gemma | Gemma2 => Some(256),
@@ -157,6 +164,7 @@ fn model_config(fields: &Fields, model_type: ModelType) -> Result<CausalLmConfig
     config.activation = activation(fields, model_type)?;
     config.tied_head = fields.get("tie_word_embeddings")?.unwrap_or(gemma);
     config.rope = rope(fields, if model_type == BitNet { 500_000.0 } else { 10_000.0 })?;
+    config.validate()?; // before anything grows with the number of layers
     config.sliding = sliding(fields, model_type, n_layers)?;
     let attention_bias: bool = fields.get("attention_bias")?.unwrap_or(false);
     config.qkv_bias = attention_bias || model_type == Qwen2;
@@ -193,11 +201,11 @@ fn null_or<T: serde::de::DeserializeOwned>(
 }
 
 fn activation(fields: &Fields, model_type: ModelType) -> Result<Activation, ConvertError> {
-    let name: Option<String> = match fields.get("hidden_activation")? {
-        Some(name) => Some(name),
+    let key = if model_type == ModelType::Gemma2 { "hidden_activation" } else { "hidden_act" };
+    let name: Option<String> = match (fields.get::<String>(key)?, model_type) {
         // Gemma's first checkpoints say `gelu` and mean the tanh approximation, as transformers reads them.
-        None if model_type == ModelType::Gemma => Some("gelu_pytorch_tanh".into()),
-        None => fields.get("hidden_act")?,
+        (Some(name), ModelType::Gemma) if name == "gelu" => Some("gelu_pytorch_tanh".into()),
+        (name, _) => name,
     };
     let default = match model_type {
         ModelType::Gemma | ModelType::Gemma2 => "gelu_pytorch_tanh",

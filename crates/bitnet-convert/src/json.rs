@@ -34,7 +34,6 @@ pub(crate) fn write_folder(
         if entries.next().is_some() {
             return Err(ConvertError::Exists { path: folder.into() });
         }
-        fs::remove_dir(folder).map_err(write(folder))?;
     }
     let name = folder.file_name().ok_or_else(|| ConvertError::Exists { path: folder.into() })?;
     let parent = match folder.parent() {
@@ -44,7 +43,12 @@ pub(crate) fn write_folder(
     fs::create_dir_all(parent).map_err(write(parent))?;
     let partial = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
     fs::create_dir(&partial).map_err(write(&partial))?;
-    let result = fill(&partial).and_then(|()| fs::rename(&partial, folder).map_err(write(folder)));
+    let result = fill(&partial).and_then(|()| {
+        if folder.exists() {
+            fs::remove_dir(folder).map_err(write(folder))?;
+        }
+        fs::rename(&partial, folder).map_err(write(folder))
+    });
     if result.is_err() {
         // The failure itself is what the user needs to hear; a leftover folder has a name that says what it is.
         let _ = fs::remove_dir_all(&partial);

@@ -8,7 +8,7 @@ use bitnet_model::CausalLmConfig;
 /// How sub-norms are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SubNormNames {
-    /// `self_attn.attn_sub_norm` and `mlp.ffn_sub_norm`: `model_type: bitnet`.
+    /// `self_attn.attn_sub_norm` and `mlp.ffn_sub_norm`, as `model_type: bitnet` has them; others as below.
     BitNet,
     /// `<linear>.rms_norm`: transformers' `use_rms_norm`.
     PerLinear,
@@ -65,8 +65,7 @@ impl Names {
             [part, slot, "sub_norm", "norm", "gain"] => match (self.sub_norms, *slot) {
                 (SubNormNames::BitNet, "output") => "self_attn.attn_sub_norm.weight".into(),
                 (SubNormNames::BitNet, "down") => "mlp.ffn_sub_norm.weight".into(),
-                (SubNormNames::BitNet, _) => return None,
-                (SubNormNames::PerLinear, _) => format!("{}.rms_norm.weight", projection(part, slot)?),
+                _ => format!("{}.rms_norm.weight", projection(part, slot)?),
             },
             _ => return None,
         })

@@ -17,6 +17,17 @@ pub enum Placement {
     All,
 }
 
+impl Placement {
+    /// Whether a slot gets a SubLN.
+    pub(crate) fn wants(self, is_output: bool) -> bool {
+        match self {
+            Self::None => false,
+            Self::Output => is_output,
+            Self::All => true,
+        }
+    }
+}
+
 impl std::str::FromStr for Placement {
     type Err = String;
 

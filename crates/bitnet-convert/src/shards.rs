@@ -55,6 +55,15 @@ impl WeightType {
         }
     }
 
+    /// Whether a value stays finite in this type.
+    fn holds(self, value: f32) -> bool {
+        match self {
+            Self::F32 => value.is_finite(),
+            Self::F16 => f16::from_f32(value).is_finite(),
+            Self::BF16 => bf16::from_f32(value).is_finite(),
+        }
+    }
+
     /// Little-endian bytes of f32 values in this type, rounded to nearest even.
     fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
@@ -195,6 +204,7 @@ impl Shards {
             }
             None => return Ok(None),
         };
+        shard.forget(shard.start + from, to - from);
         match values.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(ConvertError::NotFinite { name: name.into(), index, value: values[index] }),
             None => Ok(Some(values)),
@@ -234,6 +244,17 @@ impl Shard {
         }
         Ok(Self { path, map, start, header })
     }
+
+    /// Lets the system take back the pages of a range that has been read, so that a file is never in memory as a whole.
+    #[allow(unsafe_code, reason = "the advice has no safe form")]
+    fn forget(&self, offset: usize, len: usize) {
+        // SAFETY: the map is read only and backed by the file: a page that is dropped is read from there again.
+        // A system that does not take the advice only keeps more memory in use.
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+        #[cfg(not(unix))]
+        let _ = (offset, len);
+    }
 }
 
 /// One tensor to be written: read from its device only when its turn comes.
@@ -243,6 +264,7 @@ pub(crate) struct Pending<'a> {
 }
 
 struct Encoded<'a> {
+    name: &'a str,
     pending: &'a Pending<'a>,
     weight_type: WeightType,
     /// The first error of a read: [`View::data`] cannot return one.
@@ -259,7 +281,14 @@ impl View for Encoded<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match (self.pending.read)() {
+        let finite = |values: Vec<f32>| match values.iter().position(|&value| !self.weight_type.holds(value))
+        {
+            Some(index) => {
+                Err(ConvertError::NotFinite { name: self.name.into(), index, value: values[index] })
+            }
+            None => Ok(values),
+        };
+        match (self.pending.read)().and_then(finite) {
             Ok(values) => Cow::Owned(self.weight_type.encode(&values)),
             Err(error) => {
                 self.failure.borrow_mut().get_or_insert(error);
@@ -284,7 +313,10 @@ pub(crate) fn write_shards(
     let mut files: BTreeMap<&str, Vec<(&str, Encoded)>> = BTreeMap::new();
     for (name, pending) in tensors {
         let (file, weight_type) = layout.place(name);
-        files.entry(file).or_default().push((name, Encoded { pending, weight_type, failure: &failure }));
+        files
+            .entry(file)
+            .or_default()
+            .push((name, Encoded { name, pending, weight_type, failure: &failure }));
     }
     let mut weight_map = Map::new();
     let mut total_size = 0;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::checkpoint::save_into;
 use crate::json::{read_json, write_folder, write_json};
@@ -59,21 +59,19 @@ pub fn auto_stage1(
     }
 }
 
-/// Whether a folder holds a BitNet checkpoint, by its `config.json` and the names of its tensors.
+/// Whether a folder holds a checkpoint with BitNet layers, by its `config.json` and the names of its tensors. A model
+/// that only has BitNet's sub-norms (`model_type: bitnet` without a `quantization_config`) is a dense one.
 ///
 /// # Errors
 /// [`ConvertError::Read`], [`ConvertError::Json`] and those of the weight files.
 pub fn is_bitnet_folder(folder: impl AsRef<Path>) -> Result<bool, ConvertError> {
     let folder = folder.as_ref();
     let config = read_json(&folder.join("config.json"))?;
-    let says = |key: &str, value: &str| config.get(key).and_then(Value::as_str) == Some(value);
     let method = config.get("quantization_config").and_then(|inner| inner.get("quant_method"));
-    if config.get("bitnet_arch").is_some() || says("model_type", "bitnet") || method == Some(&json!("bitnet"))
-    {
+    if config.get("bitnet_arch").is_some() || method == Some(&json!("bitnet")) {
         return Ok(true);
     }
     let shards = Shards::open(folder)?;
-    let is_bitnet =
-        shards.names().any(|name| name.ends_with(".weight_scale") || name.ends_with("_sub_norm.weight"));
-    Ok(is_bitnet)
+    let is_packed = shards.names().any(|name| name.ends_with(".weight_scale"));
+    Ok(is_packed)
 }

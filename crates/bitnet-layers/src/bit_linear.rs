@@ -103,8 +103,10 @@ fn successor<const D: usize>(
     map: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Param<Tensor<D>> {
     let value = param.val();
-    let (autodiff, trains) = (value.is_autodiff(), value.is_require_grad());
+    let autodiff = value.is_autodiff();
+    // Without autodiff a parameter only remembers whether it trains; `train` brings that to light.
+    let trains = param.clone().train().val().is_require_grad();
     let value = map(value.inner());
     let value = if autodiff { value.autodiff() } else { value };
-    Param::initialized(ParamId::new(), value).set_require_grad(trains || !autodiff)
+    Param::initialized(ParamId::new(), value).set_require_grad(trains)
 }

@@ -1,5 +1,5 @@
 use burn::config::Config;
-use burn::module::{Module, Param};
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::LayerError;
@@ -28,10 +28,10 @@ impl RmsNormConfig {
         }
     }
 
-    /// A norm whose gain is 1.
+    /// A norm whose gain is 1, allocated when it is first used.
     pub fn init(&self, device: &Device) -> RmsNorm {
         RmsNorm {
-            gain: Param::from_tensor(Tensor::full([self.d_model], 1.0 - self.gain_offset, device)),
+            gain: Initializer::Constant { value: 1.0 - self.gain_offset }.init([self.d_model], device),
             eps: self.eps,
             gain_offset: self.gain_offset,
         }

@@ -179,6 +179,11 @@ pub struct CausalLmConfig {
     pub init_std: f64,
 }
 
+/// The largest size of an axis: products of two of them, and all tokens as i32, fit.
+const MAX_SIZE: usize = i32::MAX as usize;
+/// More layers than any model has.
+const MAX_LAYERS: usize = 1 << 16;
+
 impl CausalLmConfig {
     /// Number of key and value heads.
     pub fn n_kv_heads(&self) -> usize {
@@ -217,8 +222,9 @@ impl CausalLmConfig {
             ("max_positions", self.max_positions),
         ];
         for (field, size) in sizes {
-            check(field, size, size > 0, "above 0")?;
+            check(field, size, size > 0 && size <= MAX_SIZE, format!("from 1 to {MAX_SIZE}"))?;
         }
+        check("n_layers", self.n_layers, self.n_layers <= MAX_LAYERS, format!("at most {MAX_LAYERS}"))?;
         let divides = format!("a divisor of n_heads = {}", self.n_heads);
         check("n_kv_heads", self.n_kv_heads(), self.n_heads.is_multiple_of(self.n_kv_heads()), divides)?;
         if self.head_dim.is_none() {
@@ -253,7 +259,7 @@ impl CausalLmConfig {
 
 impl RopeConfig {
     fn validate(&self) -> Result<(), ModelError> {
-        check("rope.theta", self.theta, positive(self.theta), "a positive number")?;
+        check("rope.theta", self.theta, self.theta > 1.0 && self.theta.is_finite(), "a number above 1")?;
         let factor = match self.scaling {
             RopeScaling::None => 1.0,
             RopeScaling::Linear { factor }
@@ -283,7 +289,23 @@ impl RopeConfig {
                     "above 0",
                 )
             }
-            RopeScaling::Yarn { original_max_positions, beta_fast, beta_slow, .. } => {
+            RopeScaling::Yarn {
+                original_max_positions,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                mscale,
+                mscale_all_dim,
+                ..
+            } => {
+                for (field, value) in [
+                    ("rope.attention_factor", attention_factor),
+                    ("rope.mscale", mscale),
+                    ("rope.mscale_all_dim", mscale_all_dim),
+                ] {
+                    let value = value.unwrap_or(1.0);
+                    check(field, value, value >= 0.0 && value.is_finite(), "a number from 0")?;
+                }
                 let expected = format!("above beta_slow = {beta_slow}");
                 check("rope.beta_fast", beta_fast, positive(beta_slow) && beta_fast > beta_slow, expected)?;
                 check(

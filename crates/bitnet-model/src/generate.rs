@@ -64,7 +64,7 @@ impl CausalLm {
         }
         let mut input = model.batch(&[prompt])?;
         let mut cache = KvCache::new();
-        let mut new_tokens = Vec::with_capacity(options.max_new_tokens);
+        let mut new_tokens = Vec::new();
         while new_tokens.len() < options.max_new_tokens {
             let logits = model.forward_cached(input, &mut cache);
             let [_, n_tokens, vocab_size] = logits.dims();

@@ -88,7 +88,7 @@ fn enumerate(kind: burn::tensor::DeviceType) -> Vec<Device> {
 
 /// The name of a device: a backend and an index, 0 where none is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceName {
+struct DeviceName {
     backend: Backend,
     index: usize,
 }
@@ -122,7 +122,7 @@ impl DeviceName {
     /// # Errors
     /// - [`DeviceError::NotCompiled`] without the backend's feature
     /// - [`DeviceError::NotPresent`] where the machine has fewer devices than the index asks for
-    pub fn find(&self) -> Result<Device, DeviceError> {
+    fn find(&self) -> Result<Device, DeviceError> {
         let feature = self.backend.name();
         let devices = self
             .backend

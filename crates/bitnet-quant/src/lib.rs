@@ -26,7 +26,7 @@ mod sum;
 mod weight;
 
 pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
-pub use device::{DeviceError, DeviceName, device, device_report};
+pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
 pub use linear::{Quantization, bit_linear, bit_linear_reference};
 pub use ste::straight_through;

@@ -31,7 +31,8 @@ pub struct Quantization {
 /// - returns `[.., d_output]`
 ///
 /// # Panics
-/// Where the granularity does not fit the weight: layers check it when they are configured.
+/// Where the granularity does not fit the weight, which layers check when they are configured, and where the last axis
+/// of `x` is not `d_input`.
 ///
 /// # Source
 /// arXiv 2402.17764, §2; docs/numerics.md#straight-through.

@@ -33,15 +33,6 @@ impl Granularity {
             _ => Ok(()),
         }
     }
-
-    /// Number of scales of a weight of shape `[d_output, d_input]`.
-    pub fn n_scales(self, [d_output, d_input]: [usize; 2]) -> usize {
-        match self {
-            Self::Tensor => 1,
-            Self::Row => d_output,
-            Self::Group(group) => d_output * (d_input / group),
-        }
-    }
 }
 
 /// A ternary weight: codes in {−1, 0, 1} and the scale that undoes them, `w ≈ codes · scale`.

@@ -44,6 +44,9 @@ impl ModuleVisitor for Squares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id) {
             let n = grad.shape().num_elements();
+            if n == 0 {
+                return;
+            }
             self.sums.push(fold_sum(grad.cast(DType::F32).reshape([n]).square()));
         }
     }

@@ -44,6 +44,12 @@ pub enum TrainError {
         /// The value.
         found: f64,
     },
+    /// The mean loss of an evaluation is NaN or infinite.
+    #[error("evaluation loss is {found}: expected a finite number")]
+    EvaluationNotFinite {
+        /// The value.
+        found: f64,
+    },
     /// The device failed.
     #[error("device: {0}")]
     Device(String),

@@ -37,7 +37,7 @@ pub fn next_token_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
 /// `exp` of the mean cross-entropy over all windows, `batch_size` at a time, without gradients.
 ///
 /// # Errors
-/// Those of [`next_token_loss`]; [`TrainError::NotFinite`] where the mean is not finite.
+/// Those of [`next_token_loss`]; [`TrainError::EvaluationNotFinite`] where the mean is not finite.
 pub fn perplexity(model: &CausalLm, windows: &TokenWindows, batch_size: usize) -> Result<f64, TrainError> {
     let model = model.valid();
     let all: Vec<&[u32]> = (0..windows.len()).filter_map(|i| windows.get(i)).collect();
@@ -47,11 +47,7 @@ pub fn perplexity(model: &CausalLm, windows: &TokenWindows, batch_size: usize) -
         sum += read(loss)? * batch.len() as f64;
     }
     let mean = sum / all.len() as f64;
-    if mean.is_finite() {
-        Ok(mean.exp())
-    } else {
-        Err(TrainError::NotFinite { what: "evaluation loss", step: 0, found: mean })
-    }
+    if mean.is_finite() { Ok(mean.exp()) } else { Err(TrainError::EvaluationNotFinite { found: mean }) }
 }
 
 /// The one number of a tensor.

@@ -2,7 +2,8 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bitnet_arch::convert::Placement;
-use bitnet_arch::warmup::Schedule;
+use bitnet_arch::train::TrainConfig;
+use bitnet_arch::warmup::{LambdaWarmupConfig, Schedule};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
@@ -62,16 +63,22 @@ pub(crate) enum Shape {
 }
 
 impl Flags {
-    /// The checkpoint to start from.
+    /// The checkpoint to start from; random weights take the small model's tokenizer.
     pub(crate) fn checkpoint_folder(&self) -> PathBuf {
         self.checkpoint.clone().unwrap_or_else(repository::small_model)
     }
 
-    /// Where the tokenizer is: beside the checkpoint; random weights take the small model's.
-    pub(crate) fn tokenizer_folder(&self) -> PathBuf {
-        self.checkpoint_folder()
+    /// The two runs: with the λ warm-up over half the steps, and without.
+    pub(crate) fn configs(&self) -> [(&'static str, TrainConfig); 2] {
+        [("warm-up", self.steps / 2), ("no warm-up", 0)].map(|(name, warmup_steps)| {
+            let lambda = LambdaWarmupConfig::new(self.schedule, warmup_steps);
+            let config =
+                TrainConfig { lambda, learning_rate: self.learning_rate, ..TrainConfig::new(self.steps) };
+            (name, config)
+        })
     }
 
+    /// Where the run is written.
     pub(crate) fn run_folder(&self) -> PathBuf {
         self.out.clone().unwrap_or_else(|| {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());

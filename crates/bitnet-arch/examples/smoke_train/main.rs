@@ -7,7 +7,7 @@ mod flags;
 mod repository;
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -21,7 +21,6 @@ use bitnet_arch::text::{TokenWindows, Tokenizer, read_text};
 use bitnet_arch::train::{
     Curve, MetricsLog, Progress, StepReport, TrainConfig, Trainer, next_token_loss, perplexity, write_curves,
 };
-use bitnet_arch::warmup::LambdaWarmupConfig;
 use burn::tensor::Device;
 use clap::Parser;
 use serde_json::json;
@@ -46,11 +45,17 @@ fn run(flags: &Flags) -> Result<bool, Box<dyn Error>> {
     let device = device(&flags.device)?;
     device.seed(flags.seed);
     let dense = source(flags, &device)?;
-    let tokenizer = Tokenizer::from_file(flags.tokenizer_folder().join("tokenizer.json"))?;
+    let tokenizer = Tokenizer::from_file(flags.checkpoint_folder().join("tokenizer.json"))?;
     check_tokenizer(&tokenizer, &dense.model)?;
     let (train, held_out) = windows(flags, &tokenizer)?;
-    let run_folder = flags.run_folder();
-    std::fs::create_dir_all(&run_folder)?;
+    // Everything that the flags can have wrong comes to light before anything is written.
+    let configs = flags.configs();
+    for (_, config) in &configs {
+        config.validate()?;
+    }
+    train.batches(flags.batch, flags.seed)?;
+    dense.model.batch(&[train.get(0).ok_or("no window")?])?;
+    let run_folder = new_run_folder(flags)?;
     let mut checks = Checks::default();
 
     println!("device {}, {} windows of {} tokens", flags.device, train.len(), train.window());
@@ -92,9 +97,8 @@ fn run(flags: &Flags) -> Result<bool, Box<dyn Error>> {
     let mut curves = Vec::new();
     let mut runs = Vec::new();
     let mut trained = None;
-    for (name, warmup_steps) in [("warm-up", flags.steps / 2), ("no warm-up", 0)] {
-        let lambda = LambdaWarmupConfig::new(flags.schedule, warmup_steps);
-        let run = train_run(name, lambda, &converted.model, &train, flags, &mut log)?;
+    for (name, config) in &configs {
+        let run = train_run(name, config, &converted.model, &train, flags, &mut log)?;
         let ppl = evaluate(&run.model)?;
         println!("perplexity trained, {name:<13} {ppl:9.3}   {:.0} tokens/s", run.tokens_per_second);
         checks.that(&format!("training helps, {name}"), ppl < one_ppl, format!("{one_ppl:.3} → {ppl:.3}"));
@@ -105,10 +109,11 @@ fn run(flags: &Flags) -> Result<bool, Box<dyn Error>> {
     write_curves(run_folder.join("loss.svg"), "Training loss", "nats per token", &curves)?;
 
     let trained = converted.with_model(trained.ok_or("no run")?);
-    sample(&trained.model, &tokenizer, flags)?;
     let reloaded = save_and_reload(&trained, &run_folder.join("checkpoint"), &device)?;
     let difference = largest_difference(&trained.model, &reloaded.model, &held_out)?;
     checks.that("the checkpoint reloads", difference == 0.0, format!("logits differ by {difference:.1e}"));
+
+    sample(&trained.model, &tokenizer, flags)?;
 
     let summary = json!({
         "flags": flags,
@@ -124,6 +129,16 @@ fn run(flags: &Flags) -> Result<bool, Box<dyn Error>> {
     Ok(checks.all_held())
 }
 
+/// Creates the folder of this run, which must be new or empty.
+fn new_run_folder(flags: &Flags) -> Result<PathBuf, Box<dyn Error>> {
+    let folder = flags.run_folder();
+    std::fs::create_dir_all(&folder)?;
+    if std::fs::read_dir(&folder)?.next().is_some() {
+        return Err(format!("`{}` holds something: expected a new or empty folder", folder.display()).into());
+    }
+    Ok(folder)
+}
+
 /// The checkpoint to start from, or random weights at SmolLM2-135M's shape.
 fn source(flags: &Flags, device: &Device) -> Result<Checkpoint, Box<dyn Error>> {
     let Some(flags::Shape::Smollm2_135m) = flags.model else {
@@ -136,7 +151,7 @@ fn source(flags: &Flags, device: &Device) -> Result<Checkpoint, Box<dyn Error>> 
         .with_tied_head(true)
         .with_init_std(1.0 / 24.0);
     config.rope.theta = 100_000.0;
-    Ok(Checkpoint::new(config.init(device)?, HfConfig::llama(&config)?, flags.tokenizer_folder()))
+    Ok(Checkpoint::new(config.init(device)?, HfConfig::llama(&config)?, flags.checkpoint_folder()))
 }
 
 /// Windows to train on, and a few held out.
@@ -159,14 +174,13 @@ struct Run {
 
 fn train_run(
     name: &str,
-    lambda: LambdaWarmupConfig,
+    config: &TrainConfig,
     model: &CausalLm,
     windows: &TokenWindows,
     flags: &Flags,
     log: &mut MetricsLog,
 ) -> Result<Run, Box<dyn Error>> {
-    let config = TrainConfig { lambda, learning_rate: flags.learning_rate, ..TrainConfig::new(flags.steps) };
-    let mut trainer = Trainer::new(model.clone(), &config)?;
+    let mut trainer = Trainer::new(model.clone(), config)?;
     let progress = Progress::new(name, flags.steps, windows.window() * flags.batch);
     let mut points = Vec::new();
     for batch in windows.batches(flags.batch, flags.seed)?.take(flags.steps as usize) {
@@ -193,6 +207,9 @@ fn largest_difference(a: &CausalLm, b: &CausalLm, windows: &TokenWindows) -> Res
         Ok(model.forward(model.batch(&[first])?).try_into_vec_as::<f32>()?)
     };
     let (a, b) = (logits(a)?, logits(b)?);
+    if a.iter().chain(&b).any(|logit| !logit.is_finite()) {
+        return Ok(f64::INFINITY);
+    }
     let size = a.iter().fold(0.0_f32, |max, logit| max.max(logit.abs()));
     let difference = a.iter().zip(&b).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs()));
     Ok(f64::from(difference) / f64::from(size))
@@ -200,7 +217,9 @@ fn largest_difference(a: &CausalLm, b: &CausalLm, windows: &TokenWindows) -> Res
 
 fn sample(model: &CausalLm, tokenizer: &Tokenizer, flags: &Flags) -> Result<(), Box<dyn Error>> {
     let prompt = "The weights ";
-    let tokens = model.generate(&tokenizer.encode(prompt)?, &GenerateOptions::random(40, flags.seed))?;
+    let tokens = tokenizer.encode(prompt)?;
+    let room = model.config().position_limit().saturating_sub(tokens.len());
+    let tokens = model.generate(&tokens, &GenerateOptions::random(room.min(40), flags.seed))?;
     let known: Vec<u32> =
         tokens.into_iter().filter(|&token| (token as usize) < tokenizer.vocab_size()).collect();
     println!("sample: {prompt}{}", tokenizer.decode(&known)?);
