@@ -412,15 +412,19 @@ pub fn stage1_refuses_what_it_must(device: &Device) {
 /// A `bitnet` model without quantization has sub-norms already: they are kept, act in full, and are not reported as
 /// inserted; those that the policy adds beside them are written and load again.
 pub fn a_models_own_sub_norms_stay_its_own(device: &Device) {
-    for (placement, n_inserted, model_type) in [
-        (Placement::Output, 0, "bitnet"),
-        (Placement::All, 2 * 5, "bitnet_arch"),
-        (Placement::None, 0, "bitnet"),
+    let plain = Quantization::default();
+    let per_row = Quantization { weight: Granularity::Row, ..plain };
+    for (placement, quantization, n_inserted, model_type) in [
+        (Placement::Output, plain, 0, "bitnet"),
+        (Placement::Output, per_row, 0, "bitnet_arch"),
+        (Placement::All, plain, 2 * 5, "bitnet_arch"),
+        (Placement::None, plain, 0, "bitnet"),
     ] {
         let source = scratch("bitnet_online");
         edit_config(source.path(), |config| drop(config.remove("quantization_config")));
         assert!(!is_bitnet_folder(source.path()).unwrap());
-        let (converted, report) = convert(loaded(source.path(), device), &policy(placement)).unwrap();
+        let policy = Policy { quantization, ..policy(placement) };
+        let (converted, report) = convert(loaded(source.path(), device), &policy).unwrap();
         let inserted =
             report.tensors.iter().filter(|tensor| tensor.action == Action::InsertedSubNorm).count();
         assert_eq!((report.n_converted(), inserted), (2 * 7, n_inserted), "{placement:?}");

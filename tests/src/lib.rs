@@ -44,7 +44,8 @@ macro_rules! suite {
                 half_precision, bad_granularity, footprint, sums, repeats;
             quant_activation: acceptance, ties, zero_and_tiny_tokens, reference, widths, bad_widths, half_precision;
             quant_linear: forward_quantized, forward_at_lambda, gradient_vectors, gradients_are_straight_through,
-                frozen_operands, the_fused_layer_is_the_reference, gradient_checkpointing_changes_nothing, quantized_exactly, dense_exactly, half_precision;
+                frozen_operands, the_fused_layer_is_the_reference, gradient_checkpointing_changes_nothing,
+                quantized_exactly, dense_exactly, half_precision;
             layers_cases: reference;
             layers_norm: acceptance, strength, gradient, half_precision, configuration;
             layers_slots: visits_a_users_module, converts_in_place, a_slot_computes_its_form, refuses_a_bad_group,

@@ -142,7 +142,7 @@ pub fn bad_granularity(device: &Device) {
     }
 }
 
-/// Two bits a code and four bytes a scale: the footprint of docs/numerics.md.
+/// Two bits a code and four bytes a scale: the footprint of docs/formats.md.
 pub fn footprint(device: &Device) {
     let weight = ternarize(Tensor::ones([1024, 512], device), Granularity::Tensor).unwrap();
     assert_eq!(weight.packed_bytes(), 1024 * 512 / 4 + 4);

@@ -124,17 +124,17 @@ impl HfConfig {
         let Some(state) = &self.bitnet else {
             return json;
         };
+        let twice_normed = self.model.sub_norms == SubNorms::Output && state.sub_norm == Placement::All;
+        let expressible = state.quantization == Quantization::default() && !twice_normed;
         let own = Own {
             base_model_type: base.into(),
             sub_norm: state.sub_norm,
             quantization: state.quantization,
             dense: state.dense.clone(),
         };
-        if state.origin == SubLnOrigin::Inserted {
+        if state.origin == SubLnOrigin::Inserted || !expressible {
             json.insert(OWN_KEY.into(), json!(own));
         }
-        let twice_normed = self.model.sub_norms == SubNorms::Output && state.sub_norm == Placement::All;
-        let expressible = state.quantization == Quantization::default() && !twice_normed;
         let quantization_config = |use_rms_norm: bool| {
             let dense = state.dense.iter().map(String::as_str);
             let skip: Vec<&str> =
