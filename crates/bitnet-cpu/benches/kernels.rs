@@ -1,5 +1,7 @@
 //! Every kernel on one thread: `cargo bench -p bitnet-cpu`. Run it while nothing else runs.
 
+#![allow(unsafe_code, reason = "the dense product beside it is called so")]
+
 use bitnet_cpu::{Granularity, Kernel, PackedTernary};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};

@@ -73,8 +73,6 @@
 //! with max|w| at 3 to 5 standard deviations), in a layer that was never trained to be quantized: the packed
 //! model could then choose other tokens than the trained one.
 
-#![deny(unsafe_op_in_unsafe_fn)]
-
 mod activation;
 mod columns;
 mod error;

@@ -17,6 +17,7 @@
 //! The formulas and their acceptance vectors are in `docs/numerics.md`.
 
 mod activation;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod backends;
 mod device;
 mod error;

@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, module::linear};
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 use crate::backends::bit_linear as fused;
 use crate::weight::fake_quantize_weight;
 use crate::{ActivationQuant, Granularity, quantize_activations, straight_through};
@@ -77,4 +78,10 @@ pub fn bit_linear_reference<const D: usize>(
         None => x,
     };
     linear(x_eff, w_eff.transpose(), bias)
+}
+
+/// There is a fused operation for CPU backends only.
+#[cfg(not(any(feature = "flex", feature = "ndarray")))]
+fn fused(_: &Tensor<2>, _: &Tensor<2>, _: Quantization, _: f32) -> Option<Tensor<2>> {
+    None
 }

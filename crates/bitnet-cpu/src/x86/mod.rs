@@ -1,5 +1,7 @@
 //! Kernels for x86-64.
 
+#![allow(unsafe_code, reason = "vector instructions need it")]
+
 mod avx2;
 mod avx512;
 
