@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_layers::{LayerError, RmsNormConfig, SubLn, for_each_slot, for_each_slot_mut};
 use bitnet_model::CausalLm;
+use bitnet_quant::check_granularity;
 use bitnet_text::Tokenizer;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -70,7 +71,7 @@ pub fn load(
     let mut model = config.model.init(device)?;
     insert_sub_norms(&mut model, &config);
     let unexpected = check_tensors(&model, &names, &shards, options)?;
-    check_granularity(&model, &names, &config)?;
+    check_granularities(&model, &names, &config)?;
     let mut loader = Loader { path: ParamPath::default(), names, shards: &shards, error: None };
     let mut model = model.map(&mut loader);
     if let Some(error) = loader.error {
@@ -207,14 +208,15 @@ fn check_depth(n_layers: usize, names: &Names, shards: &Shards) -> Result<(), Co
 }
 
 /// Refuses a granularity that does not fit a slot's weight, before anything is read.
-fn check_granularity(model: &CausalLm, names: &Names, config: &HfConfig) -> Result<(), ConvertError> {
+fn check_granularities(model: &CausalLm, names: &Names, config: &HfConfig) -> Result<(), ConvertError> {
     let Some(state) = &config.bitnet else {
         return Ok(());
     };
     let mut misfit = None;
     for_each_slot(model, |path, slot| {
         let name = names.slot(path).unwrap_or_else(|| path.into());
-        if let Err(source) = state.quantization.weight.check([slot.d_output(), slot.d_input()]) {
+        let shape = [slot.d_output(), slot.d_input()];
+        if let Err(source) = check_granularity(state.quantization.weight, shape) {
             misfit.get_or_insert(LayerError::Quantization { name, source });
         }
     });

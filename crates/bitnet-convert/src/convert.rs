@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut, slot_path};
+use bitnet_quant::check_granularity;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use globset::GlobMatcher;
@@ -116,7 +117,7 @@ fn convert_slots_named(
             Some(glob) => SlotDone::Excluded(glob.glob().to_string()),
             None => {
                 let shape = [slot.d_output(), slot.d_input()];
-                if let Err(source) = policy.quantization.weight.check(shape) {
+                if let Err(source) = check_granularity(policy.quantization.weight, shape) {
                     misfit.get_or_insert(bitnet_layers::LayerError::Quantization { name, source });
                 }
                 let norm_inserted = slot.sub_norm.is_none() && policy.sub_norm.wants(is_output(path));

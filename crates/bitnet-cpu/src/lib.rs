@@ -87,8 +87,9 @@ mod weight;
 mod x86;
 
 pub use activation::QuantizedActivations;
+pub use bitnet_format::Granularity;
 pub use error::CpuError;
 pub use kernel::Kernel;
 pub use packed::PackedTernary;
-pub use shape::{Granularity, MAX_D_INPUT};
+pub use shape::MAX_D_INPUT;
 pub use weight::TernaryWeight;

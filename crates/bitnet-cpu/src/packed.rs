@@ -1,5 +1,7 @@
 //! Ternary codes, two bits each, in the order in which the kernels read them.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::error::check_length;
@@ -12,11 +14,7 @@ pub(crate) const TILE_ROWS: usize = 32;
 pub(crate) const BLOCK_INPUTS: usize = 16;
 
 /// The codes of 32 rows × 16 inputs; see [`PackedTernary`] for the order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, align(64))]
-pub(crate) struct Block(pub(crate) [u8; TILE_ROWS * BLOCK_INPUTS / 4]);
-
-const _: () = assert!(size_of::<Block>() == 128);
+pub(crate) type Block = [u8; TILE_ROWS * BLOCK_INPUTS / 4];
 
 /// A ternary weight `[d_output, d_input]` at two bits a weight.
 ///
@@ -25,31 +23,32 @@ const _: () = assert!(size_of::<Block>() == 128);
 /// a group of inputs may end at any block, and one decoded block serves any number of tokens.
 ///
 /// ```text
-/// weight   tiles of 32 rows, one after the other; a tile is a run of blocks, in the order of its inputs
-/// block    32 rows × 16 inputs, 128 bytes, aligned to 64; byte 4·r + k (r < 32, k < 4) belongs to row r:
+/// words    [tiles, blocks, 32]: tiles of 32 rows; a tile is a run of blocks of 16 inputs, in their order
+/// word r   of a block belongs to row r of its tile; its byte k, counted from the lowest, holds
 ///
 ///          bit    7      6   5      4   3      2   1      0
 ///               | input 12+k | input 8+k | input 4+k | input k |     digit = code + 1: 0, 1 or 2
+///
+/// scales   [1] per tensor, otherwise [tiles, segments, 32]: a scale per row and segment
 /// ```
 ///
-/// A run of inputs that shares a scale (the group, or else the row) is padded with code 0 to whole blocks,
-/// and the rows with code 0 to whole tiles. The size is `⌈d_output/32⌉ · ⌈d_input/16⌉ · 128` bytes, which is
-/// `d_output · d_input / 4` without padding. The scales are kept one per row (or group of a row) in the order
-/// of the tiles.
+/// A segment is the run of inputs that shares a scale: the group, or else the row. Segments are padded with code 0
+/// to whole blocks, and the rows with code 0 and scale 0 to whole tiles. The words take `⌈d_output/32⌉ ·
+/// ⌈d_input/16⌉ · 128` bytes, which is `d_output · d_input / 4` without padding. They may belong to somebody else,
+/// as to a tensor.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PackedTernary {
+pub struct PackedTernary<'a> {
     pub(crate) shape: Shape,
-    pub(crate) blocks: Vec<Block>,
-    /// Of the rows of each tile (outer) and segment (inner).
-    pub(crate) scales: Vec<[f32; TILE_ROWS]>,
+    words: Cow<'a, [i32]>,
+    scales: Cow<'a, [f32]>,
 }
 
-impl PackedTernary {
+impl<'a> PackedTernary<'a> {
     /// Packs ternary codes and their scales: `w ≈ codes · scale`.
     ///
     /// # Shapes
     /// - `codes`: `[d_output, d_input]`, each −1, 0 or 1
-    /// - `scales`: as [`Granularity`] lays them out
+    /// - `scales`: `[1]`, `[d_output]` or `[d_output, d_input / group]`, as `granularity` says
     ///
     /// # Errors
     /// - [`CpuError::Shape`] or [`CpuError::Group`] for a shape that cannot be packed
@@ -61,15 +60,14 @@ impl PackedTernary {
         d_output: usize,
         d_input: usize,
         granularity: Granularity,
-    ) -> Result<Self, CpuError> {
+    ) -> Result<PackedTernary<'static>, CpuError> {
         let shape = Shape::new(d_output, d_input, granularity)?;
         check_length("codes", codes.len(), shape.len())?;
         check_length("scales", scales.len(), shape.scales())?;
-        let tiles = d_output.div_ceil(TILE_ROWS);
-        let per_tile = shape.segments() * shape.segment().div_ceil(BLOCK_INPUTS);
-        // 0x55 is digit 1, code 0, four times: the padding.
-        let mut blocks = vec![Block([0x55; _]); tiles * per_tile];
-        let valid = blocks
+        // Four digits 1, code 0, per byte: the padding.
+        let mut words = vec![0x5555_5555; shape.words()];
+        let per_tile = shape.blocks() * TILE_ROWS;
+        let valid = words
             .par_chunks_mut(per_tile)
             .zip(codes.par_chunks(TILE_ROWS * d_input))
             .with_min_len((1 << 18) / (TILE_ROWS * d_input) + 1)
@@ -78,42 +76,75 @@ impl PackedTernary {
         if !valid && let Some(at) = codes.iter().position(|code| !(-1..=1).contains(code)) {
             return Err(CpuError::Code { row: at / d_input, input: at % d_input, found: codes[at] });
         }
-        let segments = shape.segments();
-        let mut packed = Self { shape, blocks, scales: vec![[0.0; _]; tiles * segments] };
-        for row in 0..d_output {
-            for segment in 0..segments {
-                let tile = row / TILE_ROWS * segments + segment;
-                packed.scales[tile][row % TILE_ROWS] = scales[shape.scale_at(row, segment)];
+        let mut tiled = vec![0.0; shape.tiled_scales()];
+        if granularity == Granularity::Tensor {
+            tiled.copy_from_slice(scales);
+        } else {
+            for (i, scale) in scales.iter().enumerate() {
+                tiled[shape.tiled_scale(i)] = *scale;
             }
         }
-        Ok(packed)
+        Ok(PackedTernary { shape, words: words.into(), scales: tiled.into() })
+    }
+
+    /// A weight that was packed before, in memory that belongs to somebody else.
+    ///
+    /// # Shapes
+    /// - `words`, `scales`: those of [`words`](Self::words) and [`scales`](Self::scales)
+    ///
+    /// # Errors
+    /// [`CpuError::Shape`], [`CpuError::Group`] and [`CpuError::Length`], as [`pack`](Self::pack). Words that no packing
+    /// gives make wrong products, nothing worse.
+    pub fn from_words(
+        words: &'a [i32],
+        scales: &'a [f32],
+        d_output: usize,
+        d_input: usize,
+        granularity: Granularity,
+    ) -> Result<Self, CpuError> {
+        let shape = Shape::new(d_output, d_input, granularity)?;
+        check_length("words", words.len(), shape.words())?;
+        check_length("scales", scales.len(), shape.tiled_scales())?;
+        Ok(Self { shape, words: words.into(), scales: scales.into() })
     }
 
     /// The codes and scales again.
     pub fn unpack(&self) -> TernaryWeight {
-        let Shape { d_output, d_input, .. } = self.shape;
+        let Shape { d_output, d_input, granularity } = self.shape;
         let mut codes = vec![0; d_output * d_input];
-        let segments = self.shape.segments();
-        let tiles = self.blocks.chunks(segments * self.blocks_per_segment());
-        for (rows, tile) in codes.chunks_mut(TILE_ROWS * d_input).zip(tiles) {
-            for (row, codes) in rows.chunks_mut(d_input).enumerate() {
-                let runs =
-                    codes.chunks_mut(self.shape.segment()).flat_map(|run| run.chunks_mut(BLOCK_INPUTS));
-                for (codes, block) in runs.zip(tile) {
-                    for (at, code) in codes.iter_mut().enumerate() {
-                        *code = (block.0[4 * row + at % 4] >> (at / 4 * 2) & 3) as i8 - 1;
+        let (blocks, segment) = (self.shape.blocks(), self.shape.segment());
+        codes.par_chunks_mut(TILE_ROWS * d_input).zip(self.blocks().par_chunks(blocks)).for_each(
+            |(rows, tile)| {
+                for (row, codes) in rows.chunks_mut(d_input).enumerate() {
+                    let runs = codes.chunks_mut(segment).flat_map(|run| run.chunks_mut(BLOCK_INPUTS));
+                    for (codes, block) in runs.zip(tile) {
+                        for (at, code) in codes.iter_mut().enumerate() {
+                            *code = (block[4 * row + at % 4] >> (at / 4 * 2) & 3) as i8 - 1;
+                        }
                     }
                 }
-            }
-        }
-        let mut scales = vec![0.0; self.shape.scales()];
-        for row in 0..d_output {
-            for segment in 0..segments {
-                let tile = row / TILE_ROWS * segments + segment;
-                scales[self.shape.scale_at(row, segment)] = self.scales[tile][row % TILE_ROWS];
-            }
-        }
+            },
+        );
+        let scales = match granularity {
+            Granularity::Tensor => self.scales.to_vec(),
+            _ => (0..self.shape.scales()).map(|i| self.scales[self.shape.tiled_scale(i)]).collect(),
+        };
         TernaryWeight { codes, scales }
+    }
+
+    /// The packed codes, as drawn above.
+    pub fn words(&self) -> &[i32] {
+        &self.words
+    }
+
+    /// The scales, as drawn above.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// The packed codes and the scales themselves.
+    pub fn into_parts(self) -> (Vec<i32>, Vec<f32>) {
+        (self.words.into_owned(), self.scales.into_owned())
     }
 
     /// Output rows.
@@ -133,20 +164,20 @@ impl PackedTernary {
 
     /// Bytes that the packed codes and scales take.
     pub fn size_in_bytes(&self) -> usize {
-        size_of_val(self.blocks.as_slice()) + size_of_val(self.scales.as_slice())
+        size_of_val(self.words()) + size_of_val(self.scales())
     }
 
-    pub(crate) fn blocks_per_segment(&self) -> usize {
-        self.shape.segment().div_ceil(BLOCK_INPUTS)
+    pub(crate) fn blocks(&self) -> &[Block] {
+        bytemuck::cast_slice(&self.words).as_chunks().0
     }
 }
 
 /// Packs up to 32 rows of codes; false if one of them is not ternary.
-fn pack_tile(tile: &mut [Block], codes: &[i8], shape: &Shape) -> bool {
+fn pack_tile(tile: &mut [i32], codes: &[i8], shape: &Shape) -> bool {
     let mut invalid = 0;
     for (row, codes) in codes.chunks(shape.d_input).enumerate() {
         let runs = codes.chunks(shape.segment()).flat_map(|run| run.chunks(BLOCK_INPUTS));
-        for (codes, block) in runs.zip(tile.iter_mut()) {
+        for (codes, block) in runs.zip(tile.chunks_mut(TILE_ROWS)) {
             let mut digits = [1; BLOCK_INPUTS];
             for (digit, code) in digits.iter_mut().zip(codes) {
                 *digit = code.wrapping_add(1) as u8;
@@ -154,8 +185,7 @@ fn pack_tile(tile: &mut [Block], codes: &[i8], shape: &Shape) -> bool {
             invalid |= digits.iter().fold(0, |any, &digit| any | u8::from(digit > 2));
             // Four bytes at once: they are next to each other in every plane.
             let planes = u128::from_le_bytes(digits);
-            let bytes = planes | planes >> 30 | planes >> 60 | planes >> 90;
-            block.0[4 * row..][..4].copy_from_slice(&(bytes as u32).to_le_bytes());
+            block[row] = (planes | planes >> 30 | planes >> 60 | planes >> 90) as i32;
         }
     }
     invalid == 0

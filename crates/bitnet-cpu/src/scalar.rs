@@ -55,7 +55,7 @@ fn ternary(weights: &[Block], x: &[[i8; BLOCK_INPUTS]]) -> [i32; TILE_ROWS] {
         for (block, x) in weights.iter().zip(x) {
             for plane in 0..4 {
                 let x: [i16; 16] = from_fn(|i| i16::from(x[4 * plane + i % 4]));
-                for (products, bytes) in products.iter_mut().zip(block.0.as_chunks::<16>().0) {
+                for (products, bytes) in products.iter_mut().zip(block.as_chunks::<16>().0) {
                     for i in 0..16 {
                         products[i] += i16::from(bytes[i] >> (2 * plane) & 3) * x[i];
                     }

@@ -1,22 +1,13 @@
 //! The shape of a weight and the part of it that shares one scale.
 
+use bitnet_format::Granularity;
+
 use crate::CpuError;
+use crate::packed::{BLOCK_INPUTS, TILE_ROWS};
 
 /// The largest `d_input`: up to here every integer accumulator is at most 2²⁴ in size, so that its conversion
 /// to f32 is exact, and no kernel's intermediate sum overflows.
 pub const MAX_D_INPUT: usize = 1 << 17;
-
-/// The part of a weight `[d_output, d_input]` that shares one scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Granularity {
-    /// One scale for the whole weight: `scales[0]`.
-    Tensor,
-    /// One scale per output row: `scales[row]`.
-    Row,
-    /// One scale per this many consecutive inputs of a row, a power of two that divides `d_input`:
-    /// `scales[row · d_input/g + group]`.
-    Group(usize),
-}
 
 /// A checked weight shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,5 +64,29 @@ impl Shape {
             Granularity::Row => row,
             Granularity::Group(_) => row * self.segments() + segment,
         }
+    }
+
+    /// Blocks of one tile.
+    pub(crate) fn blocks(&self) -> usize {
+        self.segments() * self.segment().div_ceil(BLOCK_INPUTS)
+    }
+
+    /// Words of the packed weight.
+    pub(crate) fn words(&self) -> usize {
+        self.d_output.div_ceil(TILE_ROWS).saturating_mul(self.blocks() * TILE_ROWS)
+    }
+
+    /// Scales in the order of the tiles, padding included.
+    pub(crate) fn tiled_scales(&self) -> usize {
+        match self.granularity {
+            Granularity::Tensor => 1,
+            _ => self.d_output.next_multiple_of(TILE_ROWS) * self.segments(),
+        }
+    }
+
+    /// Where a row's or group's scale stands in the order of the tiles.
+    pub(crate) fn tiled_scale(&self, i: usize) -> usize {
+        let (row, segment) = (i / self.segments(), i % self.segments());
+        (row / TILE_ROWS * self.segments() + segment) * TILE_ROWS + row % TILE_ROWS
     }
 }

@@ -19,7 +19,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`CpuError::Length`] if `x` is not whole tokens, or `out` not one row for each.
-    pub fn accumulate(self, weight: &PackedTernary, x: &[i8], out: &mut [i32]) -> Result<(), CpuError> {
+    pub fn accumulate(self, weight: &PackedTernary<'_>, x: &[i8], out: &mut [i32]) -> Result<(), CpuError> {
         let tokens = check_tokens(weight, x, out.len())?;
         out.fill(0);
         products(self.primitives(), weight, x, tokens, out, |out, accumulators, _, _| {
@@ -49,7 +49,7 @@ impl Kernel {
     /// arXiv 2402.17764, section 2.
     pub fn matmul(
         self,
-        weight: &PackedTernary,
+        weight: &PackedTernary<'_>,
         x: &[i8],
         x_scales: &[f32],
         out: &mut [f32],
@@ -68,7 +68,7 @@ impl Kernel {
 }
 
 /// The number of tokens.
-fn check_tokens(weight: &PackedTernary, x: &[i8], out: usize) -> Result<usize, CpuError> {
+fn check_tokens(weight: &PackedTernary<'_>, x: &[i8], out: usize) -> Result<usize, CpuError> {
     let tokens = x.len() / weight.d_input();
     check_length("x", x.len(), tokens * weight.d_input())?;
     check_length("out", out, tokens * weight.d_output())?;
@@ -81,7 +81,7 @@ fn check_tokens(weight: &PackedTernary, x: &[i8], out: usize) -> Result<usize, C
 /// segments of an output come in ascending order.
 fn products<T: Send>(
     primitives: &dyn Primitives,
-    weight: &PackedTernary,
+    weight: &PackedTernary<'_>,
     x: &[i8],
     tokens: usize,
     out: &mut [T],
@@ -90,7 +90,8 @@ fn products<T: Send>(
     if tokens == 0 {
         return;
     }
-    let (segments, length) = (weight.shape.segments(), weight.blocks_per_segment());
+    let segments = weight.shape.segments();
+    let length = weight.shape.blocks() / segments;
     let x = pad_segments(x, weight.shape.segment());
     let (x, _) = x.as_chunks::<BLOCK_INPUTS>();
     let x: Vec<Segment> = x
@@ -103,13 +104,17 @@ fn products<T: Send>(
         let mut sums = [[0; TILE_ROWS]; MAX_TOKENS];
         let mut x_of: [&[[i8; BLOCK_INPUTS]]; MAX_TOKENS] = [&[]; _];
         let rows = out[0].len();
-        let tiles = weight.blocks.chunks(length * segments).zip(weight.scales.chunks(segments));
-        for (start, (tile, scales)) in (0..rows).step_by(TILE_ROWS).zip(tiles.skip(first_tile)) {
+        let tiles = weight.blocks().chunks(length * segments).enumerate().skip(first_tile);
+        for (start, (at, tile)) in (0..rows).step_by(TILE_ROWS).zip(tiles) {
             let end = rows.min(start + TILE_ROWS);
             for (i, out) in out.chunks_mut(MAX_TOKENS).enumerate() {
                 let first_token = i * MAX_TOKENS;
                 let x = &x[first_token * segments..][..out.len() * segments];
-                for (segment, (weights, scales)) in tile.chunks(length).zip(scales).enumerate() {
+                for (segment, weights) in tile.chunks(length).enumerate() {
+                    let scales = match weight.scales() {
+                        [scale] => &[*scale; TILE_ROWS],
+                        tiled => &tiled.as_chunks().0[at * segments + segment],
+                    };
                     for (x_of, x) in x_of.iter_mut().zip(x.chunks(segments)) {
                         *x_of = x[segment].x;
                     }

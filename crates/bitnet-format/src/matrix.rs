@@ -1,11 +1,15 @@
 //! Ternary weights as plain codes and scales.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{FormatError, WeightScale};
 
 /// How many weights share one scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Granularity {
-    /// The whole matrix.
+    /// The whole matrix: b1.58, and all that most formats can hold.
+    #[default]
     Tensor,
     /// One output row.
     Row,

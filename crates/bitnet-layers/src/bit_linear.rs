@@ -1,4 +1,4 @@
-use bitnet_quant::{Quantization, TernaryWeight, bit_linear, ternarize};
+use bitnet_quant::{Quantization, TernaryWeight, bit_linear, check_granularity, ternarize};
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param, ParamId};
 use burn::nn::Linear;
@@ -25,9 +25,7 @@ impl BitLinearConfig {
     /// # Errors
     /// [`LayerError::Quantization`] where a size is zero or the group does not divide `d_input`.
     pub fn validate(&self) -> Result<(), LayerError> {
-        self.quantization
-            .weight
-            .check([self.d_output, self.d_input])
+        check_granularity(self.quantization.weight, [self.d_output, self.d_input])
             .map_err(|source| LayerError::Quantization { name: "BitLinear".into(), source })
     }
 

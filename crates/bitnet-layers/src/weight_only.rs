@@ -1,4 +1,4 @@
-use bitnet_quant::{Granularity, straight_through, ternarize};
+use bitnet_quant::{Granularity, check_granularity, straight_through, ternarize};
 use bitnet_warmup::default_lambda;
 use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
 use burn::tensor::Tensor;
@@ -119,7 +119,7 @@ impl ModuleVisitor for Matching {
             return;
         }
         let shape = param.lazy_shape();
-        match self.granularity.check([shape[1], shape[0]]) {
+        match check_granularity(self.granularity, [shape[1], shape[0]]) {
             Ok(()) => self.names.push(name),
             Err(source) => self.error = Some(LayerError::Quantization { name, source }),
         }

@@ -27,12 +27,13 @@ mod sum;
 mod weight;
 
 pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
+pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
 pub use linear::{Quantization, bit_linear, bit_linear_reference};
 pub use ste::straight_through;
 pub use sum::fold_sum;
-pub use weight::{Granularity, TernaryWeight, ternarize};
+pub use weight::{TernaryWeight, check_granularity, ternarize};
 
 /// Smallest magnitude that a scale is computed from: a clamp, not an addition.
 pub const EPS: f32 = 1e-5;

@@ -1,37 +1,25 @@
+use bitnet_format::Granularity;
 use burn::tensor::{DType, Int, Tensor};
-use serde::{Deserialize, Serialize};
 
 use crate::{EPS, QuantError, fold_sum};
 
-/// How many weights share one scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Granularity {
-    /// One scale for the whole matrix: b1.58, and all that most formats can hold.
-    #[default]
-    Tensor,
-    /// One scale per output row.
-    Row,
-    /// One scale per this many consecutive inputs of a row: a power of two that divides `d_input`.
-    Group(usize),
-}
-
-impl Granularity {
-    /// Checks that a weight of shape `[d_output, d_input]` can be scaled this way.
-    ///
-    /// # Errors
-    /// - [`QuantError::Empty`] where a size is zero
-    /// - [`QuantError::Group`] where the group is no power of two or does not divide `d_input`
-    pub fn check(self, [d_output, d_input]: [usize; 2]) -> Result<(), QuantError> {
-        if d_output == 0 || d_input == 0 {
-            return Err(QuantError::Empty { d_output, d_input });
+/// Checks that a weight of shape `[d_output, d_input]` can be scaled this way.
+///
+/// # Errors
+/// - [`QuantError::Empty`] where a size is zero
+/// - [`QuantError::Group`] where the group is no power of two or does not divide `d_input`
+pub fn check_granularity(
+    granularity: Granularity,
+    [d_output, d_input]: [usize; 2],
+) -> Result<(), QuantError> {
+    if d_output == 0 || d_input == 0 {
+        return Err(QuantError::Empty { d_output, d_input });
+    }
+    match granularity {
+        Granularity::Group(group) if !group.is_power_of_two() || !d_input.is_multiple_of(group) => {
+            Err(QuantError::Group { group, d_input })
         }
-        match self {
-            Self::Group(group) if !group.is_power_of_two() || !d_input.is_multiple_of(group) => {
-                Err(QuantError::Group { group, d_input })
-            }
-            _ => Ok(()),
-        }
+        _ => Ok(()),
     }
 }
 
@@ -92,13 +80,13 @@ impl TernaryWeight {
 /// - `w`: `[d_output, d_input]`, any float dtype
 ///
 /// # Errors
-/// Those of [`Granularity::check`].
+/// Those of [`check_granularity`].
 ///
 /// # Source
 /// arXiv 2402.17764, §2; docs/numerics.md#weights for the granularities and the order of operations.
 pub fn ternarize(w: Tensor<2>, granularity: Granularity) -> Result<TernaryWeight, QuantError> {
     let shape = w.dims();
-    granularity.check(shape)?;
+    check_granularity(granularity, shape)?;
     let (codes, scale) = absmean(w, granularity);
     let [n_rows, n_groups, _] = scale.dims();
     Ok(TernaryWeight {

@@ -129,7 +129,7 @@ fn several_tokens<const N: usize>(
 /// Eight rows: a quarter of the block.
 #[target_feature(enable = "avx2")]
 fn load(block: &Block, quarter: usize) -> __m256i {
-    let (parts, _) = block.0.as_chunks::<32>();
+    let (parts, _) = block.as_chunks::<32>();
     // SAFETY: each part has 32 bytes.
     unsafe { _mm256_loadu_si256(parts[quarter].as_ptr().cast()) }
 }

@@ -109,7 +109,7 @@ fn several_tokens<const N: usize>(
 /// Sixteen rows per register.
 #[target_feature(enable = "avx512f")]
 fn load(block: &Block) -> [__m512i; 2] {
-    let (parts, _) = block.0.as_chunks::<64>();
+    let (parts, _) = block.as_chunks::<64>();
     // SAFETY: each part has 64 bytes.
     unsafe { [_mm512_loadu_si512(parts[0].as_ptr().cast()), _mm512_loadu_si512(parts[1].as_ptr().cast())] }
 }

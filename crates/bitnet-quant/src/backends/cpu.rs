@@ -62,8 +62,7 @@ pub(crate) fn effective_weight<B: CpuBackend>(
         Granularity::Group(group) => group,
     };
     let values = B::read(weight, |weight| {
-        let ternary =
-            sound(Kernel::new().absmean_ternarize(weight, d_output, d_input, cpu_granularity(granularity)));
+        let ternary = sound(Kernel::new().absmean_ternarize(weight, d_output, d_input, granularity));
         blend(weight, &ternary.codes, &ternary.scales, segment, lambda)
     });
     tensor::<B>(values, [d_output, d_input], weight)
@@ -120,14 +119,6 @@ fn blend(base: &[f32], codes: &[i8], scales: &[f32], segment: usize, lambda: f32
         }
     });
     out
-}
-
-fn cpu_granularity(granularity: Granularity) -> bitnet_cpu::Granularity {
-    match granularity {
-        Granularity::Tensor => bitnet_cpu::Granularity::Tensor,
-        Granularity::Row => bitnet_cpu::Granularity::Row,
-        Granularity::Group(group) => bitnet_cpu::Granularity::Group(group),
-    }
 }
 
 fn dims<B: CpuBackend>(tensor: &FloatTensor<B>) -> [usize; 2] {
