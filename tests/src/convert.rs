@@ -233,7 +233,7 @@ fn converted_logits(device: &Device, quantization: Quantization) -> (Vec<f32>, V
     let (converted, _) = convert(golden("llama_tied", device), &policy).unwrap();
     for_each_slot(&converted.model, |path, slot| match &slot.form {
         Form::Bit(linear) => assert_eq!(linear.quantization(), quantization, "{path}"),
-        Form::Dense(_) => panic!("{path} is dense"),
+        Form::Dense(_) | Form::Packed(_) => panic!("{path} is {}", slot.form.name()),
     });
     let folder = tempfile::tempdir().unwrap();
     save(&converted, folder.path()).unwrap();
@@ -448,7 +448,7 @@ pub fn frozen_weights_stay_frozen(device: &Device) {
         let model = converted.model.train();
         let trains = |slot: &Projection| match &slot.form {
             Form::Bit(linear) => linear.weight.is_require_grad(),
-            Form::Dense(_) => panic!("every slot converts"),
+            Form::Dense(_) | Form::Packed(_) => panic!("every slot converts"),
         };
         let attention = &model.layers[0].attention;
         assert_eq!([&attention.query, &attention.key].map(trains), [false, true]);

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use bitnet_format::HfScale;
 use bitnet_layers::SubLnOrigin;
 use bitnet_model::{CausalLmConfig, SubNorms};
 use bitnet_quant::Quantization;
@@ -29,6 +30,8 @@ pub(crate) struct BitNetState {
     pub(crate) origin: SubLnOrigin,
     /// Their epsilon; `None` is the model's.
     pub(crate) sub_norm_eps: Option<f64>,
+    /// Whether the weights are packed codes, and what their scales do to them; `None` for latent weights.
+    pub(crate) packed: Option<HfScale>,
     /// Names of the slots that stay dense; an entry also covers what it is the beginning or the end of.
     pub(crate) dense: Vec<String>,
 }
@@ -48,6 +51,8 @@ struct Own {
     base_model_type: String,
     sub_norm: Placement,
     quantization: Quantization,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packed: Option<HfScale>,
     #[serde(default)]
     dense: Vec<String>,
 }
@@ -72,6 +77,7 @@ impl BitNetState {
                 sub_norm: own.sub_norm,
                 origin: SubLnOrigin::Inserted,
                 sub_norm_eps: None,
+                packed: own.packed,
                 dense: own.dense,
             };
             return Ok((Some(state), Some(own.base_model_type)));
@@ -88,10 +94,16 @@ impl BitNetState {
         }
         let class = inner.get("linear_class")?.unwrap_or_else(|| "bitlinear".to_owned());
         let mode = inner.get("quantization_mode")?.unwrap_or_else(|| "offline".to_owned());
-        if (class.as_str(), mode.as_str()) != ("autobitlinear", "online") {
-            let reason = "packed weights hold no latent weights to train: expected autobitlinear and online";
-            return unsupported("quantization_config", &format!("{class}, {mode}"), reason);
-        }
+        // `online` acts only with autobitlinear; bitlinear is always packed.
+        let packed = match (class.as_str(), mode.as_str()) {
+            ("autobitlinear", "online") => None,
+            ("autobitlinear", "offline") => Some(HfScale::Multiply),
+            ("bitlinear", "online" | "offline") => Some(HfScale::Divide),
+            _ => {
+                let reason = "expected bitlinear or autobitlinear, and online or offline";
+                return unsupported("quantization_config", &format!("{class}, {mode}"), reason);
+            }
+        };
         let tied = fields.get("tie_word_embeddings")?.unwrap_or(false);
         let dense: Option<Vec<String>> = inner.get("modules_to_not_convert")?;
         if let Some(list) = &dense
@@ -107,6 +119,7 @@ impl BitNetState {
             sub_norm: if per_linear { Placement::All } else { Placement::None },
             origin: SubLnOrigin::Native,
             sub_norm_eps: if per_linear { Some(inner.get("rms_norm_eps")?.unwrap_or(1e-6)) } else { None },
+            packed,
             dense: dense.unwrap_or_default(),
         };
         Ok((Some(state), None))
@@ -130,6 +143,7 @@ impl HfConfig {
             base_model_type: base.into(),
             sub_norm: state.sub_norm,
             quantization: state.quantization,
+            packed: state.packed,
             dense: state.dense.clone(),
         };
         if state.origin == SubLnOrigin::Inserted || !expressible {
@@ -141,8 +155,8 @@ impl HfConfig {
                 ["lm_head"].into_iter().chain(dense.filter(|name| *name != "lm_head")).collect();
             json!({
                 "quant_method": "bitnet",
-                "linear_class": "autobitlinear",
-                "quantization_mode": "online",
+                "linear_class": if state.packed == Some(HfScale::Divide) { "bitlinear" } else { "autobitlinear" },
+                "quantization_mode": if state.packed.is_some() { "offline" } else { "online" },
                 "use_rms_norm": use_rms_norm,
                 "rms_norm_eps": state.sub_norm_eps.unwrap_or(self.model.norm_eps),
                 "modules_to_not_convert": if state.dense.is_empty() { Value::Null } else { json!(skip) },
@@ -184,6 +198,11 @@ impl HfConfig {
             }
         }
         json
+    }
+
+    /// Whether transformers can express this model.
+    pub(crate) fn fits_transformers(&self) -> bool {
+        self.to_json()["model_type"] != OWN_MODEL_TYPE
     }
 
     /// How the sub-norms are called in the files.

@@ -1,19 +1,23 @@
 //! A checkpoint in memory: loaded whole and checked, saved as it came.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bitnet_layers::{LayerError, RmsNormConfig, SubLn, for_each_slot, for_each_slot_mut};
+use bitnet_layers::{LayerError, Projection, RmsNormConfig, SubLn, for_each_slot, for_each_slot_mut};
 use bitnet_model::CausalLm;
 use bitnet_quant::check_granularity;
 use bitnet_text::Tokenizer;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::bitnet_state::BitNetState;
 use crate::json::{write_folder, write_json};
 use crate::names::{Names, is_output_slot};
-use crate::shards::{Pending, Shards, write_shards};
-use crate::{ConvertError, HfConfig, Layout, TensorProblem};
+use crate::param_path::ParamPath;
+use crate::progress::Progress;
+use crate::shards::write_shards;
+use crate::source::{Content, Entry, InMemory, Source, read_floats};
+use crate::{ConvertError, HfConfig, Layout, Tensors};
 
 /// A model with the files that it came with.
 #[derive(Debug, Clone)]
@@ -26,6 +30,8 @@ pub struct Checkpoint {
     pub layout: Layout,
     /// Names in the files that the model has no place for.
     pub unexpected: Vec<String>,
+    /// Scales of packed weights whose size suggests the other direction than the config says: the model may be wrong.
+    pub suspicious_scales: Vec<String>,
     /// The folder that it was read from; its tokenizer files are copied from here.
     pub(crate) source: PathBuf,
 }
@@ -63,35 +69,50 @@ pub fn load(
     device: &Device,
     options: &LoadOptions,
 ) -> Result<Checkpoint, ConvertError> {
-    let folder = folder.as_ref();
-    let config = HfConfig::read(folder)?;
-    let shards = Shards::open(folder)?;
-    let names = Names::new(&config.model, config.sub_norm_names());
-    check_depth(config.model.n_layers, &names, &shards)?;
+    Tensors::open(folder, options)?.load(device)
+}
+
+/// The model that a source describes.
+pub(crate) fn load_model(source: &dyn Source, device: &Device) -> Result<CausalLm, ConvertError> {
+    let config = source.config();
     let mut model = config.model.init(device)?;
-    insert_sub_norms(&mut model, &config);
-    let unexpected = check_tensors(&model, &names, &shards, options)?;
-    check_granularities(&model, &names, &config)?;
-    let mut loader = Loader { path: ParamPath::default(), names, shards: &shards, error: None };
+    insert_sub_norms(&mut model, config);
+    check_granularities(&model, config)?;
+    let entries = source.entries().iter().map(|entry| (entry.path.as_str(), entry)).collect();
+    let mut loader = Loader { path: ParamPath::default(), source, entries, error: None };
     let mut model = model.map(&mut loader);
-    if let Some(error) = loader.error {
+    let Loader { error, entries, .. } = loader;
+    if let Some(error) = error {
         return Err(error);
     }
-    if let Some(state) = &config.bitnet {
-        let mut failed = None;
-        for_each_slot_mut(&mut model, |path, slot| {
-            let name = names.slot(path).unwrap_or_default();
-            if !state.is_dense(&name)
-                && let Err(error) = slot.convert(state.quantization)
-            {
-                failed.get_or_insert(error);
-            }
-        });
-        if let Some(error) = failed {
-            return Err(error.into());
+    let mut failed = Ok(());
+    for_each_slot_mut(&mut model, |path, slot| {
+        let entry = entries.get(format!("{path}.weight").as_str());
+        if let (Some(entry), Some(state), Ok(())) = (entry, &config.bitnet, &failed) {
+            failed = fill_slot(slot, source, entry, state);
+        }
+    });
+    failed.map(|()| model)
+}
+
+/// Gives a slot the form that its source holds.
+fn fill_slot(
+    slot: &mut Projection,
+    source: &dyn Source,
+    entry: &Entry,
+    state: &BitNetState,
+) -> Result<(), ConvertError> {
+    match entry.content {
+        Content::Float => {}
+        Content::Latent(_) => {
+            slot.convert(state.quantization)?;
+        }
+        Content::Packed(_) => {
+            let ternary = source.packed(entry)?;
+            slot.set_packed(&ternary, state.quantization.activation)?;
         }
     }
-    Ok(Checkpoint { model, config, layout: shards.layout(), unexpected, source: folder.into() })
+    Ok(())
 }
 
 /// Writes a checkpoint as a folder that loads again: `config.json`, the weights in the source's files and types, and
@@ -102,19 +123,28 @@ pub fn load(
 /// config says, [`ConvertError::NotFinite`] for a weight that is not finite in the type it is stored in,
 /// [`ConvertError::Write`] and [`ConvertError::Device`].
 pub fn save(checkpoint: &Checkpoint, folder: impl AsRef<Path>) -> Result<(), ConvertError> {
-    write_folder(folder.as_ref(), |partial| save_into(checkpoint, partial))
+    write_folder(folder.as_ref(), false, |partial| save_into(checkpoint, partial))
 }
 
 pub(crate) fn save_into(checkpoint: &Checkpoint, folder: &Path) -> Result<(), ConvertError> {
     checkpoint.check_slots()?;
     write_json(&folder.join("config.json"), &checkpoint.config.to_json())?;
-    let names = checkpoint.names();
-    let mut tensors = BTreeMap::new();
-    let mut collector = Collector { path: ParamPath::default(), names, tensors: &mut tensors };
-    checkpoint.model.visit(&mut collector);
-    write_shards(folder, &checkpoint.layout, &tensors)?;
+    let source = InMemory::new(checkpoint);
+    let direction = checkpoint.config.bitnet.as_ref().and_then(|state| state.packed);
+    write_shards(
+        folder,
+        &checkpoint.layout,
+        &source,
+        direction,
+        &mut Progress::new(&source, &mut |_, _| ()),
+    )?;
+    copy_companions(&checkpoint.source, folder)
+}
+
+/// Copies the files beside the weights.
+pub(crate) fn copy_companions(from: &Path, to: &Path) -> Result<(), ConvertError> {
     for name in COMPANIONS {
-        let (from, to) = (checkpoint.source.join(name), folder.join(name));
+        let (from, to) = (from.join(name), to.join(name));
         if from.is_file() {
             std::fs::copy(&from, &to).map_err(|source| ConvertError::Write { path: to, source })?;
         }
@@ -138,6 +168,7 @@ impl Checkpoint {
             config,
             layout: Layout::default(),
             unexpected: Vec::new(),
+            suspicious_scales: Vec::new(),
             source: tokenizer_folder.into(),
         }
     }
@@ -151,25 +182,25 @@ impl Checkpoint {
     /// Stores all float weights in one type from now on.
     pub fn with_type(mut self, weight_type: crate::WeightType) -> Self {
         self.layout = self.layout.with_type(weight_type);
-        let key = if self.config.raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-        self.config.raw.insert(key.into(), weight_type.torch_name().into());
+        self.config.raw.insert(self.config.dtype_key().into(), weight_type.torch_name().into());
         self
     }
 
     /// Refuses a model whose slots are not what `config.json` says: it would load as another one.
     fn check_slots(&self) -> Result<(), ConvertError> {
-        let form = |is_bit| if is_bit { "BitNet" } else { "dense" };
         let names = self.names();
         let mut wrong = None;
         for_each_slot(&self.model, |path, slot| {
             let name = names.slot(path).unwrap_or_else(|| path.into());
-            let expected = self.config.bitnet.as_ref().is_some_and(|state| !state.is_dense(&name));
-            if slot.is_bit() != expected {
-                wrong.get_or_insert(ConvertError::Slot {
-                    name,
-                    found: form(slot.is_bit()),
-                    expected: form(expected),
-                });
+            let expected = match &self.config.bitnet {
+                Some(state) if state.is_dense(&name) => "dense",
+                Some(state) if state.packed.is_some() => "packed",
+                Some(_) => "BitNet",
+                None => "dense",
+            };
+            let found = slot.form.name();
+            if found != expected {
+                wrong.get_or_insert(ConvertError::Slot { name, found, expected });
             }
         });
         wrong.map_or(Ok(()), Err)
@@ -177,7 +208,7 @@ impl Checkpoint {
 }
 
 /// Gives a fresh model the sub-norms that its checkpoint has beyond the architecture's own.
-fn insert_sub_norms(model: &mut CausalLm, config: &HfConfig) {
+pub(crate) fn insert_sub_norms(model: &mut CausalLm, config: &HfConfig) {
     let Some(state) = &config.bitnet else {
         return;
     };
@@ -193,22 +224,9 @@ fn insert_sub_norms(model: &mut CausalLm, config: &HfConfig) {
     });
 }
 
-/// Refuses more layers than the files have tensors, before anything is allocated for them.
-fn check_depth(n_layers: usize, names: &Names, shards: &Shards) -> Result<(), ConvertError> {
-    let found: BTreeSet<&str> = shards.names().collect();
-    if n_layers <= found.len() {
-        return Ok(());
-    }
-    let mut norms =
-        (0..n_layers).filter_map(|layer| names.tensor(&format!("layers.{layer}.attention_norm.gain")));
-    let missing = norms.find(|name| !found.contains(name.as_str()));
-    Err(ConvertError::Tensors {
-        problems: missing.map(|name| TensorProblem::Missing { name }).into_iter().collect(),
-    })
-}
-
 /// Refuses a granularity that does not fit a slot's weight, before anything is read.
-fn check_granularities(model: &CausalLm, names: &Names, config: &HfConfig) -> Result<(), ConvertError> {
+fn check_granularities(model: &CausalLm, config: &HfConfig) -> Result<(), ConvertError> {
+    let names = Names::new(&config.model, config.sub_norm_names());
     let Some(state) = &config.bitnet else {
         return Ok(());
     };
@@ -223,109 +241,10 @@ fn check_granularities(model: &CausalLm, names: &Names, config: &HfConfig) -> Re
     misfit.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Compares the model's tensors with the files' and returns the unexpected ones.
-fn check_tensors(
-    model: &CausalLm,
-    names: &Names,
-    shards: &Shards,
-    options: &LoadOptions,
-) -> Result<Vec<String>, ConvertError> {
-    let mut checker = Checker {
-        path: ParamPath::default(),
-        names,
-        shards,
-        expected: BTreeSet::new(),
-        problems: Vec::new(),
-    };
-    model.visit(&mut checker);
-    let Checker { expected, mut problems, .. } = checker;
-    let unexpected: Vec<String> =
-        shards.names().filter(|name| !expected.contains(*name)).map(str::to_owned).collect();
-    if options.strict {
-        problems.extend(unexpected.iter().map(|name| TensorProblem::Unexpected { name: name.clone() }));
-    }
-    if problems.is_empty() { Ok(unexpected) } else { Err(ConvertError::Tensors { problems }) }
-}
-
-/// The path of the parameter that a visitor stands at.
-#[derive(Debug, Default)]
-struct ParamPath {
-    fields: Vec<String>,
-    containers: Vec<String>,
-}
-
-impl ParamPath {
-    fn enter(&mut self, name: &str, container: &str) {
-        self.fields.push(name.into());
-        self.containers.push(container.into());
-    }
-
-    fn exit(&mut self) {
-        self.fields.pop();
-        self.containers.pop();
-    }
-
-    /// Its name in the files: its own path where the table has none.
-    fn name(&self, names: &Names) -> String {
-        let path = self.fields.join(".");
-        names.tensor(&path).unwrap_or(path)
-    }
-
-    /// Whether this is the weight of Burn's linear layer, stored transposed.
-    fn is_transposed(&self) -> bool {
-        self.containers.last().is_some_and(|container| container == "Struct:Linear")
-            && self.fields.last().is_some_and(|field| field == "weight")
-    }
-
-    /// The shape that a checkpoint stores a parameter in.
-    fn stored_shape(&self, mut shape: Vec<usize>) -> Vec<usize> {
-        if self.is_transposed() {
-            shape.reverse();
-        }
-        shape
-    }
-}
-
-struct Checker<'a> {
-    path: ParamPath,
-    names: &'a Names,
-    shards: &'a Shards,
-    expected: BTreeSet<String>,
-    problems: Vec<TensorProblem>,
-}
-
-impl ModuleVisitor for Checker<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.name(self.names);
-        let expected = self.path.stored_shape(param.lazy_shape().to_vec());
-        match self.shards.info(&name) {
-            None => self.problems.push(TensorProblem::Missing { name: name.clone() }),
-            Some((_, Err(found))) => self.problems.push(TensorProblem::DType { name: name.clone(), found }),
-            Some((found, _)) if found != expected => {
-                self.problems.push(TensorProblem::Shape {
-                    name: name.clone(),
-                    found: found.into(),
-                    expected,
-                });
-            }
-            Some(_) => {}
-        }
-        self.expected.insert(name);
-    }
-}
-
 struct Loader<'a> {
     path: ParamPath,
-    names: Names,
-    shards: &'a Shards,
+    source: &'a dyn Source,
+    entries: BTreeMap<&'a str, &'a Entry>,
     error: Option<ConvertError>,
 }
 
@@ -342,52 +261,23 @@ impl ModuleMapper for Loader<'_> {
         if self.error.is_some() {
             return param;
         }
-        let name = self.path.name(&self.names);
-        let values = match self.shards.read(&name) {
-            Ok(Some(values)) => values,
-            Ok(None) => return param, // `check_tensors` has seen every name
+        // Every path of the structure has an entry; packed weights are filled in later.
+        let entry = self.entries.get(self.path.path().as_str());
+        let Some(entry) = entry.filter(|entry| !matches!(entry.content, Content::Packed(_))) else {
+            return param;
+        };
+        let values = match read_floats(self.source, entry) {
+            Ok(values) => values,
             Err(error) => {
                 self.error = Some(error);
                 return param;
             }
         };
-        let shape = self.path.stored_shape(param.lazy_shape().to_vec());
+        let shape = self.path.stored_shape(&param.lazy_shape());
         let tensor =
             Tensor::<D>::from_data(TensorData::new(values, shape), (&param.lazy_device(), DType::F32));
         let tensor = if self.path.is_transposed() { tensor.transpose() } else { tensor };
         let id = param.id;
         param.transform_for_load(tensor, id)
-    }
-}
-
-struct Collector<'a> {
-    path: ParamPath,
-    names: Names,
-    tensors: &'a mut BTreeMap<String, Pending<'static>>,
-}
-
-impl ModuleVisitor for Collector<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.name(&self.names);
-        let shape = self.path.stored_shape(param.lazy_shape().to_vec());
-        let transposed = self.path.is_transposed();
-        let (param, tensor_name) = (param.clone(), name.clone());
-        let read = move || {
-            let tensor = param.val().inner().cast(DType::F32);
-            let tensor = if transposed { tensor.transpose() } else { tensor };
-            tensor.try_into_vec_as::<f32>().map_err(|error| ConvertError::Device {
-                name: tensor_name.clone(),
-                reason: error.to_string(),
-            })
-        };
-        self.tensors.insert(name, Pending { shape, read: Box::new(read) });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut, slot_path};
+use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut};
 use bitnet_quant::check_granularity;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -10,6 +10,7 @@ use globset::GlobMatcher;
 
 use crate::bitnet_state::BitNetState;
 use crate::names::{Names, is_output_slot};
+use crate::param_path::ParamPath;
 use crate::{
     Action, Checkpoint, ConversionReport, ConvertError, LeftBecause, Placement, Policy, TensorReport,
 };
@@ -38,6 +39,7 @@ pub fn convert(
             sub_norm: if native { Placement::None } else { policy.sub_norm },
             origin: if native { SubLnOrigin::Native } else { SubLnOrigin::Inserted },
             sub_norm_eps: None,
+            packed: None,
             dense: dense_slots(&checkpoint.model).iter().map(|path| slot_name(path)).collect(),
         };
         if let Some(before) = checkpoint.config.bitnet.replace(state.clone())
@@ -77,10 +79,7 @@ pub fn convert_slots<M: Module + Slots>(
     is_output: impl Fn(&str) -> bool,
 ) -> Result<(M, ConversionReport), ConvertError> {
     let done = convert_slots_named(&mut module, policy, eps, is_output, str::to_owned)?;
-    let report = report(&module, &done, |path| {
-        let fields = path.split('.').filter(|field| !matches!(*field, "form" | "Bit" | "Dense"));
-        Some(fields.collect::<Vec<_>>().join("."))
-    });
+    let report = report(&module, &done, |path| Some(path.into()));
     Ok((module, report))
 }
 
@@ -174,7 +173,7 @@ fn report(
     done: &BTreeMap<String, SlotDone>,
     name: impl Fn(&str) -> Option<String>,
 ) -> ConversionReport {
-    let mut visitor = Reporter { done, name, path: Vec::new(), containers: Vec::new(), tensors: Vec::new() };
+    let mut visitor = Reporter { done, name, path: ParamPath::default(), tensors: Vec::new() };
     module.visit(&mut visitor);
     ConversionReport { tensors: visitor.tensors }
 }
@@ -182,52 +181,42 @@ fn report(
 struct Reporter<'a, F> {
     done: &'a BTreeMap<String, SlotDone>,
     name: F,
-    path: Vec<String>,
-    containers: Vec<String>,
+    path: ParamPath,
     tensors: Vec<TensorReport>,
 }
 
 impl<F: Fn(&str) -> Option<String>> Reporter<'_, F> {
     fn action(&self) -> Action {
-        let leaf = self.path.last().map_or("", String::as_str);
-        let container = self.containers.last().map_or("", String::as_str);
-        let slot = (0..self.path.len()).rev().find_map(|end| {
-            let path = self.path[..end].iter().fold(String::new(), |path, field| slot_path(&path, field));
-            self.done.get(&path).map(|done| (done, &self.path[end..]))
-        });
-        Action::Left(match (slot, container, leaf) {
-            (Some((SlotDone::Converted { norm_inserted: true }, _)), "Struct:RmsNorm", _) => {
+        let fields = self.path.fields();
+        let slot = (0..fields.len()).rev().find_map(|end| self.done.get(&fields[..end].join(".")));
+        Action::Left(match (slot, self.path.container(), fields.last().copied().unwrap_or_default()) {
+            (Some(SlotDone::Converted { norm_inserted: true }), "Struct:RmsNorm", _) => {
                 return Action::InsertedSubNorm;
             }
             (_, "Struct:RmsNorm", _) => LeftBecause::Norm,
             (Some(_), _, "bias") => LeftBecause::Bias,
-            (Some((SlotDone::Converted { .. }, _)), ..) => return Action::Ternarized,
-            (Some((SlotDone::AlreadyBitNet, _)), ..) => LeftBecause::AlreadyBitNet,
-            (Some((SlotDone::Excluded(pattern), _)), ..) => LeftBecause::Excluded(pattern.clone()),
+            (Some(SlotDone::Converted { .. }), ..) => return Action::Ternarized,
+            (Some(SlotDone::AlreadyBitNet), ..) => LeftBecause::AlreadyBitNet,
+            (Some(SlotDone::Excluded(pattern)), ..) => LeftBecause::Excluded(pattern.clone()),
             (None, "Struct:Embedding", _) => LeftBecause::Embedding,
-            (None, ..) if self.path.first().is_some_and(|field| field == "head") => LeftBecause::Head,
+            (None, ..) if fields.first() == Some(&"head") => LeftBecause::Head,
             (None, ..) => LeftBecause::NotInASlot,
         })
     }
 }
 
 impl<F: Fn(&str) -> Option<String>> ModuleVisitor for Reporter<'_, F> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.push(name.into());
-        self.containers.push(container_type.into());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-        self.containers.pop();
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
-        let mut shape: Vec<usize> = param.lazy_shape().to_vec();
-        if self.containers.last().is_some_and(|container| container == "Struct:Linear") {
-            shape.reverse();
-        }
+        let path = self.path.path();
+        let shape = self.path.stored_shape(&param.lazy_shape());
         let name = (self.name)(&path).unwrap_or(path);
         self.tensors.push(TensorReport { name, shape, action: self.action() });
     }

@@ -142,6 +142,46 @@ pub enum ConvertError {
         /// The form that the config describes.
         expected: &'static str,
     },
+    /// A format cannot hold this model.
+    #[error("cannot export as {format}: {reason}")]
+    NotExportable {
+        /// The format.
+        format: &'static str,
+        /// Why, and what would do.
+        reason: String,
+    },
+    /// A slot is not at λ = 1, so its codes are not what it computes with.
+    #[error("slot `{name}` is at λ = {found}: expected λ = 1, where it computes with its codes alone")]
+    Lambda {
+        /// The slot.
+        name: String,
+        /// Its λ.
+        found: f32,
+    },
+    /// A tensor that should be a linear map's weight is no matrix.
+    #[error("tensor `{name}` has shape {found:?}: expected a matrix")]
+    NoMatrix {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// A weight cannot be ternarized.
+    #[error("tensor `{name}`: {source}")]
+    Ternarize {
+        /// The tensor.
+        name: String,
+        /// What does not fit.
+        source: bitnet_cpu::CpuError,
+    },
+    /// A ternary weight cannot be packed, or its packed bytes are wrong.
+    #[error("tensor `{name}`: {source}")]
+    Format {
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        source: bitnet_format::FormatError,
+    },
     /// The device failed while weights were read from it.
     #[error("device, at tensor `{name}`: {reason}")]
     Device {
@@ -186,6 +226,14 @@ pub enum TensorProblem {
         /// The type in the file.
         found: String,
     },
+}
+
+impl ConvertError {
+    /// A tensor asked for in a form that its source does not hold.
+    pub(crate) fn absent(entry: &crate::source::Entry) -> Self {
+        let problem = TensorProblem::Missing { name: entry.name.clone() };
+        Self::Tensors { problems: vec![problem] }
+    }
 }
 
 fn list(problems: &[TensorProblem]) -> String {

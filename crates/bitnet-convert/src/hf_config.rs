@@ -114,6 +114,11 @@ impl HfConfig {
         &self.model
     }
 
+    /// The key of the weights' type: older files have another.
+    pub(crate) fn dtype_key(&self) -> &'static str {
+        if self.raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" }
+    }
+
     pub(crate) fn parse(path: &Path, raw: Map<String, Value>) -> Result<Self, ConvertError> {
         let fields = Fields::new(path, &raw);
         let (bitnet, base_model_type) = BitNetState::parse(&fields)?;

@@ -20,38 +20,68 @@ pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(
     fs::write(path, text).map_err(write)
 }
 
-/// Fills a folder beside its final name and renames it once it is whole; a failure leaves nothing behind.
-pub(crate) fn write_folder(
+/// Fills a folder beside its final name and renames it once it is whole; a failure leaves nothing behind. A folder that
+/// holds something already is refused, or replaced if `overwrite`.
+pub(crate) fn write_folder<T>(
     folder: &Path,
-    fill: impl FnOnce(&Path) -> Result<(), ConvertError>,
-) -> Result<(), ConvertError> {
+    overwrite: bool,
+    fill: impl FnOnce(&Path) -> Result<T, ConvertError>,
+) -> Result<T, ConvertError> {
     let write = |path: &Path| {
         let path: PathBuf = path.into();
         move |source| ConvertError::Write { path, source }
     };
-    if folder.exists() {
+    if folder.exists() && !overwrite {
         let mut entries = fs::read_dir(folder).map_err(write(folder))?;
         if entries.next().is_some() {
             return Err(ConvertError::Exists { path: folder.into() });
         }
     }
-    let name = folder.file_name().ok_or_else(|| ConvertError::Exists { path: folder.into() })?;
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(write(parent))?;
-    let partial = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
+    let partial = beside(folder)?;
     fs::create_dir(&partial).map_err(write(&partial))?;
-    let result = fill(&partial).and_then(|()| {
+    let result = fill(&partial).and_then(|value| {
         if folder.exists() {
-            fs::remove_dir(folder).map_err(write(folder))?;
+            fs::remove_dir_all(folder).map_err(write(folder))?;
         }
-        fs::rename(&partial, folder).map_err(write(folder))
+        fs::rename(&partial, folder).map_err(write(folder)).map(|()| value)
     });
     if result.is_err() {
         // The failure itself is what the user needs to hear; a leftover folder has a name that says what it is.
         let _ = fs::remove_dir_all(&partial);
     }
     result
+}
+
+/// Fills a file beside its final name and renames it once it is whole; a failure leaves nothing behind. A file that
+/// exists is refused, or replaced if `overwrite`.
+pub(crate) fn write_file<T>(
+    path: &Path,
+    overwrite: bool,
+    fill: impl FnOnce(&fs::File) -> Result<T, ConvertError>,
+) -> Result<T, ConvertError> {
+    if path.is_dir() || (path.exists() && !overwrite) {
+        return Err(ConvertError::Exists { path: path.into() });
+    }
+    let partial = beside(path)?;
+    let write = |source| ConvertError::Write { path: path.into(), source };
+    let result = fs::File::create(&partial).map_err(write).and_then(|file| {
+        let value = fill(&file)?;
+        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(write)?;
+        Ok(value)
+    });
+    if result.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    result
+}
+
+/// A name for something unfinished, in the folder of its final name, which is made if it is not there.
+fn beside(path: &Path) -> Result<PathBuf, ConvertError> {
+    let name = path.file_name().ok_or_else(|| ConvertError::Exists { path: path.into() })?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(|source| ConvertError::Write { path: parent.into(), source })?;
+    Ok(parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id())))
 }

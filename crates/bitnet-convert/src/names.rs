@@ -27,7 +27,7 @@ impl Names {
         Self { post_norms: config.post_norms, sub_norms }
     }
 
-    /// `layers.0.attention.query.form.Dense.weight` → `model.layers.0.self_attn.q_proj.weight`; `None` for a path
+    /// `layers.0.attention.query.weight` → `model.layers.0.self_attn.q_proj.weight`; `None` for a path
     /// that no checkpoint holds.
     pub(crate) fn tensor(&self, path: &str) -> Option<String> {
         let path: Vec<&str> = path.split('.').collect();
@@ -59,7 +59,7 @@ impl Names {
             ["post_mlp_norm", "gain"] => "post_feedforward_layernorm.weight".into(),
             ["attention", "query_norm", "gain"] => "self_attn.q_norm.weight".into(),
             ["attention", "key_norm", "gain"] => "self_attn.k_norm.weight".into(),
-            [part, slot, "form", _, tensor @ ("weight" | "bias")] => {
+            [part, slot, tensor @ ("weight" | "bias")] => {
                 format!("{}.{tensor}", projection(part, slot)?)
             }
             [part, slot, "sub_norm", "norm", "gain"] => match (self.sub_norms, *slot) {

@@ -1,18 +1,22 @@
 //! Safetensors files of a checkpoint folder: memory-mapped for reading, written beside and renamed.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use bitnet_format::{HfScale, hf};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use crate::ConvertError;
+use crate::folder::{packed_shape, scale_name};
 use crate::json::{read_json, write_json};
+use crate::progress::Progress;
+use crate::source::{Content, Entry, Sink, Source, read_ternary};
+use crate::{ConvertError, TensorProblem};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -52,6 +56,24 @@ impl WeightType {
             Self::F32 => Dtype::F32,
             Self::F16 => Dtype::F16,
             Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    /// Bytes of one value.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// Replaces `values` by those of little-endian bytes, widened to f32.
+    fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
+        values.clear();
+        match self {
+            Self::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+            Self::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+            Self::BF16 => values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
         }
     }
 
@@ -178,37 +200,65 @@ impl Shards {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Shape of a tensor and its type, as text where it is no float type that is read.
-    pub(crate) fn info(&self, name: &str) -> Option<(&[usize], Result<WeightType, String>)> {
+    /// Shape and type of a tensor.
+    pub(crate) fn info(&self, name: &str) -> Option<(&[usize], Dtype)> {
         let (_, info) = self.find(name)?;
-        Some((&info.shape, WeightType::of(info.dtype).ok_or_else(|| format!("{:?}", info.dtype))))
+        Some((&info.shape, info.dtype))
+    }
+
+    /// Calls `read` with the bytes of a tensor.
+    pub(crate) fn with_bytes<R>(&self, name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let (shard, info) = self.find(name)?;
+        let (from, to) = info.data_offsets;
+        let result = read(&shard.map[shard.start + from..shard.start + to]);
+        shard.forget(shard.start + from, to - from);
+        Some(result)
     }
 
     /// The values of a tensor, widened to f32.
     ///
     /// # Errors
-    /// [`ConvertError::NotFinite`] at the first NaN or infinity.
+    /// Those of [`read_pieces`](Self::read_pieces).
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<f32>>, ConvertError> {
-        let Some((shard, info)) = self.find(name) else {
+        let Some((shape, _)) = self.info(name) else {
             return Ok(None);
         };
-        let (from, to) = info.data_offsets;
-        let bytes = &shard.map[shard.start + from..shard.start + to];
-        let values: Vec<f32> = match WeightType::of(info.dtype) {
-            Some(WeightType::F32) => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Some(WeightType::F16) => {
-                bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
-            }
-            Some(WeightType::BF16) => {
-                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-            }
-            None => return Ok(None),
+        let mut values = Vec::with_capacity(shape.iter().product());
+        self.read_pieces(name, &mut |piece| {
+            values.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(Some(values))
+    }
+
+    /// Gives the values of a tensor, widened to f32, in consecutive pieces.
+    ///
+    /// # Errors
+    /// [`ConvertError::Tensors`] where there is no such tensor of floats, [`ConvertError::NotFinite`] at the first NaN or
+    /// infinity, and those of `sink`.
+    pub(crate) fn read_pieces(&self, name: &str, sink: &mut Sink) -> Result<(), ConvertError> {
+        /// Values of one piece.
+        const PIECE: usize = 1 << 20;
+        let problem = |problem| Err(ConvertError::Tensors { problems: vec![problem] });
+        let Some((shard, info)) = self.find(name) else {
+            return problem(TensorProblem::Missing { name: name.into() });
         };
-        shard.forget(shard.start + from, to - from);
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(ConvertError::NotFinite { name: name.into(), index, value: values[index] }),
-            None => Ok(Some(values)),
+        let Some(weight_type) = WeightType::of(info.dtype) else {
+            return problem(TensorProblem::DType { name: name.into(), found: format!("{:?}", info.dtype) });
+        };
+        let (from, to) = (shard.start + info.data_offsets.0, shard.start + info.data_offsets.1);
+        let mut values = Vec::new();
+        for (piece, from) in (from..to).step_by(PIECE * weight_type.bytes()).enumerate() {
+            let bytes = &shard.map[from..to.min(from + PIECE * weight_type.bytes())];
+            weight_type.decode(bytes, &mut values);
+            shard.forget(from, bytes.len());
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                let (index, value) = (piece * PIECE + at, values[at]);
+                return Err(ConvertError::NotFinite { name: name.into(), index, value });
+            }
+            sink(&values)?;
         }
+        Ok(())
     }
 
     pub(crate) fn layout(&self) -> Layout {
@@ -257,91 +307,154 @@ impl Shard {
     }
 }
 
-/// One tensor to be written: read from its device only when its turn comes.
-pub(crate) struct Pending<'a> {
-    pub(crate) shape: Vec<usize>,
-    pub(crate) read: Box<dyn Fn() -> Result<Vec<f32>, ConvertError> + 'a>,
-}
-
-struct Encoded<'a> {
-    name: &'a str,
-    pending: &'a Pending<'a>,
-    weight_type: WeightType,
-    /// The first error of a read: [`View::data`] cannot return one.
-    failure: &'a std::cell::RefCell<Option<ConvertError>>,
-}
-
-impl View for Encoded<'_> {
-    fn dtype(&self) -> Dtype {
-        self.weight_type.dtype()
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.pending.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let finite = |values: Vec<f32>| match values.iter().position(|&value| !self.weight_type.holds(value))
-        {
-            Some(index) => {
-                Err(ConvertError::NotFinite { name: self.name.into(), index, value: values[index] })
-            }
-            None => Ok(values),
-        };
-        match (self.pending.read)().and_then(finite) {
-            Ok(values) => Cow::Owned(self.weight_type.encode(&values)),
-            Err(error) => {
-                self.failure.borrow_mut().get_or_insert(error);
-                Cow::Owned(vec![0; self.data_len()])
-            }
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        self.pending.shape.iter().product::<usize>() * self.dtype().bitsize() / 8
-    }
-}
-
-/// Writes all tensors into the files of a layout, one tensor in memory at a time, with an index if there are
-/// several files. The folder is not yet under its final name.
+/// Writes all tensors of a source into the files of a layout, piece by piece, with an index if there are several
+/// files. A weight that the source holds packed, or every BitNet weight where `pack` says so, becomes codes and a scale
+/// of that direction. The folder is not yet under its final name.
 pub(crate) fn write_shards(
     folder: &Path,
     layout: &Layout,
-    tensors: &BTreeMap<String, Pending>,
+    source: &dyn Source,
+    pack: Option<HfScale>,
+    progress: &mut Progress,
 ) -> Result<(), ConvertError> {
-    let failure = std::cell::RefCell::new(None);
-    let mut files: BTreeMap<&str, Vec<(&str, Encoded)>> = BTreeMap::new();
-    for (name, pending) in tensors {
-        let (file, weight_type) = layout.place(name);
-        files
-            .entry(file)
-            .or_default()
-            .push((name, Encoded { name, pending, weight_type, failure: &failure }));
+    let mut files: BTreeMap<&str, Vec<Output>> = BTreeMap::new();
+    for entry in source.entries() {
+        let (file, weight_type) = layout.place(&entry.name);
+        let stored = match (entry.content, pack) {
+            (Content::Float, _) | (Content::Latent(_), None) => Stored::Float(weight_type),
+            (Content::Latent(granularity) | Content::Packed(granularity), direction) => {
+                let shape = entry.matrix_shape()?;
+                let wrong = |source| ConvertError::Format { name: entry.name.clone(), source };
+                hf::check(shape, granularity).map_err(wrong)?;
+                Stored::Packed(direction.unwrap_or(HfScale::Multiply))
+            }
+        };
+        files.entry(file).or_default().push(Output { entry, stored });
     }
     let mut weight_map = Map::new();
     let mut total_size = 0;
-    let n_files = files.len();
     let single = files.keys().all(|file| *file == SINGLE);
-    for (file, tensors) in files {
-        for (name, encoded) in &tensors {
-            weight_map.insert((*name).into(), json!(file));
-            total_size += encoded.data_len();
+    for (file, outputs) in files {
+        let mut writer = ShardWriter::create(&folder.join(file), &outputs)?;
+        for output in &outputs {
+            output.write(source, &mut writer)?;
+            progress.advance(output.entry);
         }
-        let path = folder.join(file);
-        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-        let write = |source| ConvertError::Write { path: path.clone(), source };
-        // The library renames a private temporary file into place: give it the mode of an ordinary new file.
-        let permissions = File::create(&path).and_then(|file| file.metadata()).map_err(write)?.permissions();
-        safetensors::serialize_to_file(tensors, metadata, &path)
-            .map_err(|error| write(std::io::Error::other(error.to_string())))?;
-        std::fs::set_permissions(&path, permissions).map_err(write)?;
-        if let Some(error) = failure.borrow_mut().take() {
-            return Err(error);
+        for (name, len) in writer.finish()? {
+            weight_map.insert(name, json!(file));
+            total_size += len;
         }
     }
-    if n_files > 1 || !single {
+    if !single {
         let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
         write_json(&folder.join(INDEX), &index)?;
     }
     Ok(())
+}
+
+/// How a tensor is written.
+enum Stored {
+    Float(WeightType),
+    Packed(HfScale),
+}
+
+struct Output<'a> {
+    entry: &'a Entry,
+    stored: Stored,
+}
+
+impl Output<'_> {
+    /// Names, types and shapes in the file.
+    fn tensors(&self) -> Vec<(String, Dtype, Vec<usize>)> {
+        let Entry { name, shape, .. } = self.entry;
+        match self.stored {
+            Stored::Float(weight_type) => vec![(name.clone(), weight_type.dtype(), shape.clone())],
+            Stored::Packed(_) => vec![
+                (name.clone(), Dtype::U8, packed_shape(shape)),
+                (scale_name(self.entry), Dtype::F32, vec![1]),
+            ],
+        }
+    }
+
+    fn write(&self, source: &dyn Source, writer: &mut ShardWriter) -> Result<(), ConvertError> {
+        let name = &self.entry.name;
+        match self.stored {
+            Stored::Float(weight_type) => {
+                writer.seek(name)?;
+                let mut at = 0;
+                source.floats(self.entry, &mut |piece| {
+                    if let Some(i) = piece.iter().position(|&value| !weight_type.holds(value)) {
+                        let (index, value) = (at + i, piece[i]);
+                        return Err(ConvertError::NotFinite { name: name.clone(), index, value });
+                    }
+                    at += piece.len();
+                    writer.write(&weight_type.encode(piece))
+                })
+            }
+            Stored::Packed(direction) => {
+                let wrong = |source| ConvertError::Format { name: name.clone(), source };
+                let ternary =
+                    read_ternary(source, self.entry)?.ok_or_else(|| ConvertError::absent(self.entry))?;
+                let [scale] = *ternary.scales() else { return Err(ConvertError::absent(self.entry)) };
+                writer.seek(name)?;
+                writer.write(&hf::pack(&ternary).map_err(wrong)?)?;
+                writer.seek(&scale_name(self.entry))?;
+                writer.write(&direction.store(scale).map_err(wrong)?.to_le_bytes())
+            }
+        }
+    }
+}
+
+/// A safetensors file in the making: its header first, then its tensors in any order.
+struct ShardWriter {
+    path: PathBuf,
+    file: File,
+    /// Where each tensor begins, and its length.
+    tensors: BTreeMap<String, (u64, u64)>,
+}
+
+impl ShardWriter {
+    fn create(path: &Path, outputs: &[Output]) -> Result<Self, ConvertError> {
+        let write = |source| ConvertError::Write { path: path.into(), source };
+        let mut tensors: Vec<_> = outputs.iter().flat_map(Output::tensors).collect();
+        // Wide types first, so that every tensor is aligned.
+        tensors.sort_by(|a, b| (b.1.bitsize(), &a.0).cmp(&(a.1.bitsize(), &b.0)));
+        let (mut infos, mut places, mut end) = (Vec::new(), BTreeMap::new(), 0);
+        for (name, dtype, shape) in tensors {
+            let len = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            places.insert(name.clone(), (end as u64, len as u64));
+            infos.push((name, TensorInfo { dtype, shape, data_offsets: (end, end + len) }));
+            end += len;
+        }
+        let format = Some([("format".to_owned(), "pt".to_owned())].into());
+        let header = Metadata::new(format, infos).map_err(|error| write(std::io::Error::other(error)))?;
+        let mut header = serde_json::to_vec(&header).map_err(|error| write(error.into()))?;
+        header.resize(header.len().next_multiple_of(size_of::<u64>()), b' ');
+        let mut file = File::create(path).map_err(write)?;
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(write)?;
+        file.write_all(&header).map_err(write)?;
+        let start = (size_of::<u64>() + header.len()) as u64;
+        places.values_mut().for_each(|(at, _)| *at += start);
+        Ok(Self { path: path.into(), file, tensors: places })
+    }
+
+    /// The next bytes are those of this tensor.
+    fn seek(&mut self, name: &str) -> Result<(), ConvertError> {
+        let (at, _) = self.tensors.get(name).copied().unwrap_or_default();
+        self.file.seek(SeekFrom::Start(at)).map_err(|source| self.error(source)).map(|_| ())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
+        self.file.write_all(bytes).map_err(|source| self.error(source))
+    }
+
+    /// Names and lengths of all tensors, once the file is on the disk.
+    fn finish(self) -> Result<impl Iterator<Item = (String, u64)>, ConvertError> {
+        self.file.sync_all().map_err(|source| self.error(source))?;
+        Ok(self.tensors.into_iter().map(|(name, (_, len))| (name, len)))
+    }
+
+    fn error(&self, source: std::io::Error) -> ConvertError {
+        ConvertError::Write { path: self.path.clone(), source }
+    }
 }

@@ -29,7 +29,7 @@ pub fn stage1(
         return Err(ConvertError::AlreadyBitNet { folder: src.into() });
     }
     let (checkpoint, report) = convert(load(src, device, options)?, policy)?;
-    write_folder(dst.as_ref(), |folder| {
+    write_folder(dst.as_ref(), false, |folder| {
         save_into(&checkpoint, folder)?;
         let json = json!({
             "policy": policy,

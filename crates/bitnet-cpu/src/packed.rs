@@ -132,6 +132,22 @@ impl<'a> PackedTernary<'a> {
         TernaryWeight { codes, scales }
     }
 
+    /// The weights `[d_output, d_input]`: `codes · scale`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let TernaryWeight { codes, scales } = self.unpack();
+        let (segments, segment) = (self.shape.segments(), self.shape.segment());
+        let mut weights = vec![0.0; codes.len()];
+        weights.par_chunks_mut(segment).zip(codes.par_chunks(segment)).enumerate().for_each(
+            |(at, (weights, codes))| {
+                let scale = scales[self.shape.scale_at(at / segments, at % segments)];
+                for (weight, &code) in weights.iter_mut().zip(codes) {
+                    *weight = f32::from(code) * scale;
+                }
+            },
+        );
+        weights
+    }
+
     /// The packed codes, as drawn above.
     pub fn words(&self) -> &[i32] {
         &self.words

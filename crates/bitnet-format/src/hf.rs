@@ -9,7 +9,7 @@
 //! [`HfScale`]: crate::HfScale
 
 use crate::matrix::element_count;
-use crate::{FormatError, TernaryMatrix, WeightScale, pack4, unpack4};
+use crate::{FormatError, Granularity, TernaryMatrix, WeightScale, pack4, unpack4};
 
 pub(crate) const FORMAT: &str = "HF bitnet";
 
@@ -26,12 +26,21 @@ pub const BLOCK: usize = 4;
 /// - [`FormatError::Granularity`] if the matrix has more than one scale.
 /// - [`FormatError::Divisible`] if `d_output` is not a multiple of 4.
 pub fn pack(matrix: &TernaryMatrix) -> Result<Vec<u8>, FormatError> {
+    check(matrix.shape(), matrix.granularity())?;
     let len = packed_len(matrix.shape())?;
-    matrix.granularity().expect_tensor(FORMAT)?;
     let codes = matrix.codes();
     Ok((0..len)
         .map(|at| pack4([codes[at], codes[len + at], codes[2 * len + at], codes[3 * len + at]]))
         .collect())
+}
+
+/// Whether a matrix can be packed.
+///
+/// # Errors
+/// Those of [`pack`].
+pub fn check(shape: [usize; 2], granularity: Granularity) -> Result<(), FormatError> {
+    packed_len(shape)?;
+    granularity.expect_tensor(FORMAT)
 }
 
 /// Unpacks the codes and joins them with their scale.
@@ -71,7 +80,6 @@ pub fn packed_len(shape: [usize; 2]) -> Result<usize, FormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Granularity;
     use crate::tests::{any_matrix, golden_trits, short_sha256, with_one_scale};
     use proptest::prelude::*;
 

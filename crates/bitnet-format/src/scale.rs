@@ -1,5 +1,7 @@
 //! The dequantization step and the direction in which a Hugging Face file stores it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::FormatError;
 
 /// The dequantization step of ternary weights: `w ≈ codes · scale`. Finite and above zero.
@@ -34,7 +36,8 @@ impl WeightScale {
 }
 
 /// What a Hugging Face `weight_scale` does to the codes. It depends on the checkpoint's `linear_class`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HfScale {
     /// `w ≈ codes · weight_scale`: class `autobitlinear`.
     Multiply,

@@ -1,3 +1,4 @@
+use bitnet_format::TernaryMatrix;
 use bitnet_quant::{Quantization, TernaryWeight, bit_linear, check_granularity, ternarize};
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param, ParamId};
@@ -85,13 +86,22 @@ impl BitLinear {
         bit_linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), self.quantization, lambda)
     }
 
-    /// The codes and scale of the current latent weight.
+    /// The codes and scale of the current latent weight, on its device.
     ///
     /// # Errors
     /// [`LayerError::Quantization`] where the weight no longer has the shape that was configured.
     pub fn ternarize(&self) -> Result<TernaryWeight, LayerError> {
         ternarize(self.weight.val().inner(), self.quantization.weight)
             .map_err(|source| LayerError::Quantization { name: "weight".into(), source })
+    }
+
+    /// The same codes and scales, read from the device.
+    ///
+    /// # Errors
+    /// Those of [`ternarize`](Self::ternarize), and of the device.
+    pub fn ternary(&self) -> Result<TernaryMatrix, LayerError> {
+        let weight = self.ternarize()?;
+        weight.read().map_err(|source| LayerError::Quantization { name: "weight".into(), source })
     }
 }
 

@@ -13,6 +13,20 @@ pub enum LayerError {
         /// What does not fit.
         source: QuantError,
     },
+    /// A slot that is not at λ = 1 cannot be packed: it computes with more than its codes.
+    #[error("slot at λ = {found}: expected λ = 1")]
+    Lambda {
+        /// The slot's λ.
+        found: f32,
+    },
+    /// Codes do not have the shape of the slot that they are for.
+    #[error("codes of shape {found:?}: expected {expected:?}")]
+    Shape {
+        /// The codes' shape.
+        found: [usize; 2],
+        /// `[d_output, d_input]` of the slot.
+        expected: [usize; 2],
+    },
     /// A norm's epsilon is not a positive number.
     #[error("norm epsilon {found}: expected a positive number")]
     Epsilon {

@@ -34,6 +34,7 @@
 mod bit_linear;
 mod error;
 mod norm;
+mod packed_linear;
 mod projection;
 mod slots;
 mod weight_only;
@@ -41,6 +42,7 @@ mod weight_only;
 pub use bit_linear::{BitLinear, BitLinearConfig};
 pub use error::LayerError;
 pub use norm::{RmsNorm, RmsNormConfig, SubLn, SubLnOrigin};
+pub use packed_linear::PackedLinear;
 pub use projection::{Form, Projection};
 pub use slots::{Slots, for_each_slot, for_each_slot_mut, set_lambda, slot_path};
 pub use weight_only::{TernaryReparameterization, ternarize_weights};

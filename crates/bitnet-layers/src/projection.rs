@@ -1,10 +1,11 @@
-use bitnet_quant::Quantization;
+use bitnet_format::TernaryMatrix;
+use bitnet_quant::{ActivationQuant, Quantization};
 use bitnet_warmup::default_lambda;
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use crate::{BitLinear, LayerError, SubLn};
+use crate::{BitLinear, LayerError, PackedLinear, SubLn};
 
 /// What a slot holds at this stage.
 #[derive(Module, Debug)]
@@ -13,6 +14,19 @@ pub enum Form {
     Dense(Linear),
     /// A BitNet layer in training, latent weight `[d_output, d_input]`.
     Bit(BitLinear),
+    /// A trained BitNet layer at two bits a weight.
+    Packed(PackedLinear),
+}
+
+impl Form {
+    /// `dense`, `BitNet` or `packed`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense",
+            Self::Bit(_) => "BitNet",
+            Self::Packed(_) => "packed",
+        }
+    }
 }
 
 /// The slot for one linear map: an optional sub-norm, then the map in its current form.
@@ -44,7 +58,7 @@ impl From<BitLinear> for Projection {
 
 impl Projection {
     /// The map of this stage. A dense slot computes its product at any λ, a BitNet slot follows λ, and so does a
-    /// sub-norm that conversion inserted.
+    /// sub-norm that conversion inserted. A packed slot is at λ = 1 for good.
     ///
     /// # Shapes
     /// - `x`: `[.., d_input]`
@@ -58,12 +72,16 @@ impl Projection {
         match &self.form {
             Form::Dense(linear) => linear.forward(x),
             Form::Bit(linear) => linear.forward(x, lambda),
+            Form::Packed(linear) => linear.forward(x),
         }
     }
 
-    /// The λ that the next forward uses: the slot's own, else the process-wide default.
+    /// The λ that the next forward uses: the slot's own, else the process-wide default; 1 for a packed slot.
     pub fn effective_lambda(&self) -> f32 {
-        self.lambda.unwrap_or_else(default_lambda)
+        match self.form {
+            Form::Packed(_) => 1.0,
+            _ => self.lambda.unwrap_or_else(default_lambda),
+        }
     }
 
     /// Size of the input features.
@@ -71,6 +89,7 @@ impl Projection {
         match &self.form {
             Form::Dense(linear) => linear.weight.lazy_shape()[0],
             Form::Bit(linear) => linear.weight.lazy_shape()[1],
+            Form::Packed(linear) => linear.d_input(),
         }
     }
 
@@ -79,6 +98,7 @@ impl Projection {
         match &self.form {
             Form::Dense(linear) => linear.weight.lazy_shape()[1],
             Form::Bit(linear) => linear.weight.lazy_shape()[0],
+            Form::Packed(linear) => linear.d_output(),
         }
     }
 
@@ -87,12 +107,22 @@ impl Projection {
         match &self.form {
             Form::Dense(linear) => linear.weight.lazy_device(),
             Form::Bit(linear) => linear.weight.lazy_device(),
+            Form::Packed(linear) => linear.words.lazy_device(),
         }
     }
 
-    /// Whether the slot holds a BitNet layer.
+    /// Whether the slot holds a BitNet layer, latent or packed.
     pub fn is_bit(&self) -> bool {
-        matches!(self.form, Form::Bit(_))
+        matches!(self.form, Form::Bit(_) | Form::Packed(_))
+    }
+
+    /// The bias of the map, `[d_output]`.
+    pub fn bias(&self) -> Option<&Param<Tensor<1>>> {
+        match &self.form {
+            Form::Dense(linear) => linear.bias.as_ref(),
+            Form::Bit(linear) => linear.bias.as_ref(),
+            Form::Packed(linear) => linear.bias.as_ref(),
+        }
     }
 
     /// Turns a dense slot into a BitNet one, in place. Returns whether it did: a BitNet slot stays as it is.
@@ -105,7 +135,46 @@ impl Projection {
                 self.form = Form::Bit(BitLinear::from_linear(linear, quantization)?);
                 Ok(true)
             }
-            Form::Bit(_) => Ok(false),
+            Form::Bit(_) | Form::Packed(_) => Ok(false),
         }
+    }
+
+    /// Packs a BitNet slot, in place, at its present codes. Returns whether it did: other slots stay as they are.
+    ///
+    /// # Errors
+    /// - [`LayerError::Lambda`] where the slot is not at λ = 1: its codes are not yet what it computes with
+    /// - [`LayerError::Quantization`] where the weight cannot be packed
+    ///
+    /// The slot is unchanged then.
+    pub fn pack(&mut self) -> Result<bool, LayerError> {
+        let lambda = self.effective_lambda();
+        let Form::Bit(linear) = &self.form else {
+            return Ok(false);
+        };
+        if lambda != 1.0 {
+            return Err(LayerError::Lambda { found: lambda });
+        }
+        let ternary = linear.ternary()?;
+        self.set_packed(&ternary, linear.quantization().activation)?;
+        Ok(true)
+    }
+
+    /// Gives the slot codes and scales in place of its weight. The bias stays.
+    ///
+    /// # Errors
+    /// - [`LayerError::Shape`] where the codes have another shape than the weight
+    /// - [`LayerError::Quantization`] where the weight cannot be packed
+    pub fn set_packed(
+        &mut self,
+        ternary: &TernaryMatrix,
+        activation: ActivationQuant,
+    ) -> Result<(), LayerError> {
+        let (found, expected) = (ternary.shape(), [self.d_output(), self.d_input()]);
+        if found != expected {
+            return Err(LayerError::Shape { found, expected });
+        }
+        let device = self.device().inner();
+        self.form = Form::Packed(PackedLinear::pack(ternary, self.bias().cloned(), activation, &device)?);
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 use thiserror::Error;
 
 /// What a quantization setting or input can have wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum QuantError {
     /// The number of bits is outside 2..=8.
@@ -18,6 +18,15 @@ pub enum QuantError {
         /// The length of a weight row.
         d_input: usize,
     },
+    /// A weight cannot be packed.
+    #[error("packed weight: {0}")]
+    Packed(bitnet_cpu::CpuError),
+    /// The words or scales of a packed weight are none that packing gives.
+    #[error("packed weight: {0}")]
+    Codes(String),
+    /// The device failed while a packed weight was read from it.
+    #[error("device: {0}")]
+    Device(String),
     /// The weight has no elements.
     #[error("a weight of shape [{d_output}, {d_input}]: expected no zero size")]
     Empty {
@@ -26,4 +35,10 @@ pub enum QuantError {
         /// Columns.
         d_input: usize,
     },
+}
+
+impl QuantError {
+    pub(crate) fn device(reason: impl ToString) -> Self {
+        Self::Device(reason.to_string())
+    }
 }

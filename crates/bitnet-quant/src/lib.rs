@@ -8,6 +8,7 @@
 //! | activations → int8 | [`quantize_activations`], [`QuantizedActivations`] | absmax per token or tensor, 2 to 8 bits |
 //! | gradients | [`straight_through`] | the identity, at every λ |
 //! | the layer | [`bit_linear`], [`bit_linear_reference`] | `y = x_eff · w_effᵀ + bias` |
+//! | the packed layer | [`packed_linear`], [`packed_linear_reference`] | `y = acc · (w_scale · x_scale) + bias` |
 //!
 //! Whatever the tensors' dtype, scales and codes are computed in f32. A faster path (a fused operation, a packed
 //! kernel) lives beside these definitions and is tested against them.
@@ -22,6 +23,7 @@ mod backends;
 mod device;
 mod error;
 mod linear;
+mod packed;
 mod ste;
 mod sum;
 mod weight;
@@ -31,6 +33,7 @@ pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
 pub use linear::{Quantization, bit_linear, bit_linear_reference};
+pub use packed::{PackedLayout, PackedWeight, packed_linear, packed_linear_reference};
 pub use ste::straight_through;
 pub use sum::fold_sum;
 pub use weight::{TernaryWeight, check_granularity, ternarize};

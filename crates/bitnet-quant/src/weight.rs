@@ -1,4 +1,4 @@
-use bitnet_format::Granularity;
+use bitnet_format::{Granularity, TernaryMatrix, WeightScale};
 use burn::tensor::{DType, Int, Tensor};
 
 use crate::{EPS, QuantError, fold_sum};
@@ -53,6 +53,19 @@ impl TernaryWeight {
         let shape = self.codes.dims();
         let codes = grouped(self.codes.clone().float().cast(DType::F32), self.granularity);
         (codes * self.scale.clone().unsqueeze_dim::<3>(2)).reshape(shape)
+    }
+
+    /// Codes and scales, read from the device.
+    ///
+    /// # Errors
+    /// [`QuantError::Device`] where the device fails, [`QuantError::Codes`] where a scale is not finite.
+    pub fn read(&self) -> Result<TernaryMatrix, QuantError> {
+        let codes = self.codes.clone().try_into_vec_as::<i8>().map_err(QuantError::device)?;
+        let scales = self.scale.clone().try_into_vec_as::<f32>().map_err(QuantError::device)?;
+        let scales = scales.into_iter().map(WeightScale::new).collect::<Result<_, _>>();
+        scales
+            .and_then(|scales| TernaryMatrix::new(codes, self.codes.dims(), self.granularity, scales))
+            .map_err(|error| QuantError::Codes(error.to_string()))
     }
 
     /// Share of the codes that are zero, 0..=1.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitnet_cpu::Kernel;
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
-use burn::backend::tensor::{Device, FloatTensor};
+use burn::backend::tensor::{Device, FloatTensor, IntTensor};
 use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
@@ -15,6 +15,9 @@ use crate::{ActivationQuant, Bits, Granularity, Quantization};
 pub(crate) trait CpuBackend: Backend {
     /// Calls `read` with the values of an f32 tensor, row-major.
     fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R;
+
+    /// Calls `read` with the values of an i32 tensor, row-major.
+    fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R;
 }
 
 /// What the backward pass needs of the input.
@@ -44,7 +47,7 @@ pub(crate) fn forward<B: CpuBackend>(
     (B::float_matmul(x, B::float_transpose(weight)), codes)
 }
 
-fn quantize<B: CpuBackend>(x: &FloatTensor<B>, bits: Bits) -> bitnet_cpu::QuantizedActivations {
+pub(crate) fn quantize<B: CpuBackend>(x: &FloatTensor<B>, bits: Bits) -> bitnet_cpu::QuantizedActivations {
     let [_, d_input] = dims::<B>(x);
     B::read(x, |x| sound(Kernel::new().quantize_activations(x, d_input, u8::from(bits).into())))
 }
@@ -121,17 +124,21 @@ fn blend(base: &[f32], codes: &[i8], scales: &[f32], segment: usize, lambda: f32
     out
 }
 
-fn dims<B: CpuBackend>(tensor: &FloatTensor<B>) -> [usize; 2] {
+pub(crate) fn dims<B: CpuBackend>(tensor: &FloatTensor<B>) -> [usize; 2] {
     tensor.shape().dims()
 }
 
 /// A tensor on the device of another.
-fn tensor<B: CpuBackend>(values: Vec<f32>, shape: [usize; 2], like: &FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn tensor<B: CpuBackend>(
+    values: Vec<f32>,
+    shape: [usize; 2],
+    like: &FloatTensor<B>,
+) -> FloatTensor<B> {
     B::float_from_data(TensorData::new(values, Shape::new(shape)), &like.device())
 }
 
 /// The kernels check shapes again that the layer has checked when it was configured.
-fn sound<T>(result: Result<T, bitnet_cpu::CpuError>) -> T {
+pub(crate) fn sound<T>(result: Result<T, bitnet_cpu::CpuError>) -> T {
     match result {
         Ok(value) => value,
         Err(error) => unreachable!("the layer's own shapes do not fit: {error}"),

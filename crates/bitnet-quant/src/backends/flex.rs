@@ -1,5 +1,5 @@
 use burn::backend::Flex;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use super::BitLinearOps;
 use super::cpu::{CpuBackend, forward};
@@ -9,6 +9,13 @@ impl CpuBackend for Flex {
     fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R {
         match tensor.as_slice::<f32>() {
             Some(values) => read(values),
+            None => read(tensor.to_contiguous().as_slice().unwrap_or_default()),
+        }
+    }
+
+    fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R {
+        match tensor.as_slice::<i32>() {
+            Some(words) => read(words),
             None => read(tensor.to_contiguous().as_slice().unwrap_or_default()),
         }
     }

@@ -9,6 +9,9 @@ mod cpu;
 mod flex;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod packed;
+
+pub(crate) use packed::packed_linear;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
@@ -43,19 +46,11 @@ pub(crate) fn bit_linear(
     quantization: Quantization,
     lambda: f32,
 ) -> Option<Tensor<2>> {
-    let ([tokens, d_input], device) = (x.dims(), x.clone().inner().device());
-    let on_cpu = match device.as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
-        #[allow(unreachable_patterns, reason = "reached where a GPU backend is compiled in")]
-        _ => false,
-    };
+    let [tokens, d_input] = x.dims();
     let fits = tokens > 0 && d_input <= bitnet_cpu::MAX_D_INPUT;
     let f32_only = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
     let per_tensor = matches!(quantization.activation, ActivationQuant::PerTensor(_));
-    if lambda == 0.0 || !on_cpu || !fits || !f32_only || per_tensor {
+    if lambda == 0.0 || !on_cpu(x) || !fits || !f32_only || per_tensor {
         return None;
     }
     let (x, weight) = in_one_context(x.clone(), weight.clone());
@@ -66,6 +61,18 @@ pub(crate) fn bit_linear(
         lambda,
     );
     Some(Tensor::from_dispatch(y))
+}
+
+/// Whether a tensor lies in this process's memory.
+fn on_cpu(x: &Tensor<2>) -> bool {
+    match x.clone().inner().device().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns, reason = "reached where a GPU backend is compiled in")]
+        _ => false,
+    }
 }
 
 /// Lifts the one of two tensors that has no autodiff to the other's.

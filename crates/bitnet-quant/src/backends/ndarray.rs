@@ -1,5 +1,5 @@
 use burn::backend::NdArray;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use super::BitLinearOps;
 use super::cpu::{CpuBackend, forward};
@@ -14,6 +14,17 @@ impl CpuBackend for NdArray {
                 None => read(&values.view().iter().copied().collect::<Vec<_>>()),
             },
             _ => unreachable!("the layer calls this with f32 tensors only"),
+        }
+    }
+
+    fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R {
+        type NdArrayTensor = IntTensor<NdArray>;
+        match tensor {
+            NdArrayTensor::I32(words) => match words.view().as_slice() {
+                Some(words) => read(words),
+                None => read(&words.view().iter().copied().collect::<Vec<_>>()),
+            },
+            _ => unreachable!("words are i32"),
         }
     }
 }

@@ -1,0 +1,69 @@
+use std::path::Path;
+
+use burn::tensor::Device;
+
+use crate::checkpoint::load_model;
+use crate::folder::Folder;
+use crate::source::{InMemory, Source};
+use crate::{Checkpoint, ConvertError, LoadOptions};
+
+/// The tensors of a checkpoint, checked and not yet read: a folder, or a model in memory.
+///
+/// [`load`](Self::load) reads them all into a model; [`export`](crate::export) writes them elsewhere one at a time.
+pub struct Tensors<'a>(Inner<'a>);
+
+enum Inner<'a> {
+    Folder(Folder),
+    InMemory(InMemory<'a>),
+}
+
+impl<'a> Tensors<'a> {
+    /// Opens a Hugging Face folder: one safetensors file or shards, memory-mapped.
+    ///
+    /// # Errors
+    /// Those of [`load`](crate::load) except [`ConvertError::NotFinite`]: nothing is read yet.
+    pub fn open(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self, ConvertError> {
+        Ok(Self(Inner::Folder(Folder::open(path.as_ref(), options)?)))
+    }
+
+    /// The tensors of a model in memory.
+    pub fn of(checkpoint: &'a Checkpoint) -> Self {
+        Self(Inner::InMemory(InMemory::new(checkpoint)))
+    }
+
+    /// Reads all tensors into a model. A packed checkpoint gives a model with packed slots.
+    ///
+    /// # Errors
+    /// [`ConvertError::NotFinite`] for a NaN or infinite weight, [`ConvertError::Format`] for damaged codes or scales,
+    /// and those of the device.
+    pub fn load(&self, device: &Device) -> Result<Checkpoint, ConvertError> {
+        let source = self.source();
+        let (unexpected, suspicious_scales) = match &self.0 {
+            Inner::Folder(folder) => (folder.unexpected.clone(), folder.suspicious_scales()?),
+            Inner::InMemory(_) => (Vec::new(), Vec::new()),
+        };
+        Ok(Checkpoint {
+            model: load_model(source, device)?,
+            config: source.config().clone(),
+            layout: source.layout(),
+            suspicious_scales,
+            source: source.tokenizer_folder().unwrap_or(Path::new("")).into(),
+            unexpected,
+        })
+    }
+
+    /// The first BitNet slot of a model in memory that is not at λ = 1, and its λ. Folders hold no λ.
+    pub(crate) fn unfinished_slot(&self) -> Option<(String, f32)> {
+        match &self.0 {
+            Inner::Folder(_) => None,
+            Inner::InMemory(model) => model.unfinished_slot(),
+        }
+    }
+
+    pub(crate) fn source(&self) -> &dyn Source {
+        match &self.0 {
+            Inner::Folder(folder) => folder,
+            Inner::InMemory(model) => model,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The product with a packed weight, as one operation with a gradient for its input.
+
+use bitnet_cpu::{Kernel, PackedTernary};
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, backend_extension};
+use burn::tensor::{DType, Tensor};
+
+use super::cpu::{CpuBackend, dims, quantize, sound, tensor};
+use super::on_cpu;
+use crate::{ActivationQuant, Bits, PackedLayout, PackedWeight};
+
+/// The product with a packed weight.
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+)]
+pub(crate) trait PackedOps: Backend {
+    /// `acc · (w_scale · x_scale)`.
+    ///
+    /// # Shapes
+    /// - `x`: f32 `[tokens, d_input]`; `words`, `scales`: those of [`PackedWeight`]
+    /// - returns `[tokens, d_output]`
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: PackedLayout,
+        bits: Bits,
+    ) -> FloatTensor<Self>;
+
+    /// `codes · scale`, f32 `[d_output, d_input]`.
+    fn packed_dequantize(
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self>;
+}
+
+/// The operation, where the device and the setting have one.
+pub(crate) fn packed_linear(
+    x: &Tensor<2>,
+    weight: &PackedWeight,
+    activation: ActivationQuant,
+) -> Option<Tensor<2>> {
+    let ActivationQuant::PerToken(bits) = activation else {
+        return None;
+    };
+    let [tokens, _] = x.dims();
+    if tokens == 0 || x.dtype() != DType::F32 || !on_cpu(x) {
+        return None;
+    }
+    let y = <Dispatch as PackedOps>::packed_linear(
+        x.clone().into_dispatch(),
+        weight.words.clone().into_dispatch(),
+        weight.scales.clone().into_dispatch(),
+        weight.layout,
+        bits,
+    );
+    Some(Tensor::from_dispatch(y))
+}
+
+impl<B: CpuBackend> PackedOps for B {
+    fn packed_linear(
+        x: FloatTensor<B>,
+        words: IntTensor<B>,
+        scales: FloatTensor<B>,
+        layout: PackedLayout,
+        bits: Bits,
+    ) -> FloatTensor<B> {
+        let [tokens, _] = dims::<B>(&x);
+        let quantized = quantize::<B>(&x, bits);
+        let mut y = vec![0.0; tokens * layout.d_output];
+        with_weight::<B, _>(&words, &scales, layout, |weight| {
+            sound(Kernel::new().matmul(weight, &quantized.codes, &quantized.scales, &mut y));
+        });
+        tensor::<B>(y, [tokens, layout.d_output], &x)
+    }
+
+    fn packed_dequantize(
+        words: IntTensor<B>,
+        scales: FloatTensor<B>,
+        layout: PackedLayout,
+    ) -> FloatTensor<B> {
+        let values = with_weight::<B, _>(&words, &scales, layout, |weight| weight.dequantize());
+        tensor::<B>(values, [layout.d_output, layout.d_input], &scales)
+    }
+}
+
+/// Calls `read` with the weight where it lies.
+fn with_weight<B: CpuBackend, R>(
+    words: &IntTensor<B>,
+    scales: &FloatTensor<B>,
+    layout: PackedLayout,
+    read: impl FnOnce(&PackedTernary) -> R,
+) -> R {
+    let PackedLayout { d_output, d_input, granularity } = layout;
+    B::read_words(words, |words| {
+        B::read(scales, |scales| {
+            read(&sound(PackedTernary::from_words(words, scales, d_output, d_input, granularity)))
+        })
+    })
+}
+
+#[derive(Debug)]
+struct PackedBackward;
+
+/// What the gradient needs: the weight as it is packed, and nothing of the input.
+#[derive(Debug, Clone)]
+struct State<B: Backend> {
+    words: IntTensor<B>,
+    scales: FloatTensor<B>,
+    layout: PackedLayout,
+}
+
+impl<B: PackedOps> Backward<B, 1> for PackedBackward {
+    type State = State<B>;
+
+    fn backward(self, ops: Ops<State<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let State { words, scales, layout } = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            B::float_matmul(grad, B::packed_dequantize(words, scales, layout))
+        });
+    }
+}
+
+impl<B: PackedOps, C: CheckpointStrategy> PackedOps for Autodiff<B, C> {
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: PackedLayout,
+        bits: Bits,
+    ) -> FloatTensor<Self> {
+        let scales = scales.primitive().clone();
+        let y = B::packed_linear(x.primitive().clone(), words.clone(), scales.clone(), layout, bits);
+        match PackedBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(State { words, scales, layout }, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn packed_dequantize(
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self> {
+        let weight = B::packed_dequantize(words, scales.primitive().clone(), layout);
+        <Self as AutodiffBackend>::from_inner(weight)
+    }
+}
