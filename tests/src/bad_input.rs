@@ -22,6 +22,9 @@ use crate::checkpoints::{edit_config, golden, read_json, scratch};
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// The types that weights are read from.
+const FLOATS: &str = "F32, F16 or BF16";
+
 /// The error of loading a folder; converting it gives the same one and writes nothing.
 fn refused(folder: &Path, device: &Device, options: &LoadOptions) -> ConvertError {
     let Err(error) = load(folder, device, options) else {
@@ -210,9 +213,10 @@ pub fn tensors_that_the_config_does_not_imply(device: &Device) {
         [
             TensorProblem::DType {
                 name: "model.layers.0.self_attn.k_proj.weight".into(),
-                found: "I8".into()
+                found: "I8".into(),
+                expected: FLOATS,
             },
-            TensorProblem::DType { name: "model.norm.weight".into(), found: "F64".into() },
+            TensorProblem::DType { name: "model.norm.weight".into(), found: "F64".into(), expected: FLOATS },
         ]
     );
 

@@ -31,6 +31,9 @@ pub const DENSE: [&str; 14] = [
     "gemma2",
 ];
 
+/// Checkpoints of packed weights: scales that multiply, in two types, and scales that divide.
+pub const PACKED: [&str; 3] = ["bitnet_offline_auto", "bitnet_offline_auto_bf16", "llama_offline_bitlinear"];
+
 /// Checkpoints whose projections are ternary, with int8 activations.
 pub const QUANTIZED: [&str; 3] = ["llama_online", "bitnet_online", "bitnet_online_bf16"];
 

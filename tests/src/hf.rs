@@ -1,6 +1,7 @@
 //! Every architecture against what transformers computes: logits, hidden states, loss, gradients, RoPE scaling.
 
 use bitnet_arch::convert::{Checkpoint, ConvertError, LoadOptions, WeightType, load, save};
+use bitnet_arch::layers::for_each_slot;
 use bitnet_arch::train::next_token_loss;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
@@ -8,8 +9,8 @@ use burn::tensor::{Device, Tensor};
 
 use crate::check::{assert_close, assert_close_relative, max_difference, values};
 use crate::checkpoints::{
-    DENSE, LOGITS, QUANTIZED, assert_close_but_for_flips, compose, golden, last_positions, loaded, logits,
-    mean_difference, reference, scratch, sequences,
+    DENSE, LOGITS, PACKED, QUANTIZED, assert_close_but_for_flips, compose, golden, last_positions, loaded,
+    logits, mean_difference, reference, scratch, sequences,
 };
 use crate::golden::Golden;
 
@@ -123,20 +124,16 @@ pub fn rope_scaling_and_sliding_layers(device: &Device) {
     }
 }
 
-/// Packed checkpoints hold no latent weights: they are refused by name.
-pub fn packed_checkpoints_are_refused(device: &Device) {
-    for name in [
-        "bitnet_offline_auto",
-        "bitnet_offline_auto_bf16",
-        "bitnet_offline_bitlinear",
-        "llama_offline_bitlinear",
-    ] {
-        let error = load(crate::data("hf").join(name), device, &LoadOptions::default()).unwrap_err();
-        assert!(
-            matches!(error, ConvertError::Unsupported { field: "quantization_config", .. }),
-            "{name}: {error}"
-        );
-        assert!(error.to_string().contains("packed"), "{name}: {error}");
+/// Logits of packed checkpoints, whose scales divide (`bitlinear`) or multiply (`autobitlinear`).
+pub fn packed_logits(device: &Device) {
+    for name in PACKED {
+        let reference = reference(name);
+        let checkpoint = load(crate::data("hf").join(name), device, &LoadOptions { strict: true }).unwrap();
+        for_each_slot(&checkpoint.model, |path, slot| assert_eq!(slot.form.name(), "packed", "{path}"));
+        let found = logits(&checkpoint.model, &sequences(&reference, "input_ids"));
+        let positions = reference.shape("logits")[1];
+        let found = values(last_positions(found, positions));
+        assert_close_to_a_run(name, &found, &[reference.floats("logits"), reference.floats("other.logits")]);
     }
 }
 

@@ -26,6 +26,7 @@ pub mod layers_cases;
 pub mod layers_norm;
 pub mod layers_slots;
 pub mod layers_weight_only;
+pub mod pack;
 pub mod quant_activation;
 pub mod quant_linear;
 pub mod quant_weight;
@@ -56,7 +57,7 @@ macro_rules! suite {
             training_tiny_llama: reference;
             training_trajectory: dense, constant, ramp;
             hf: dense_logits, quantized_logits, hidden_states, loss_and_gradients,
-                rope_scaling_and_sliding_layers, packed_checkpoints_are_refused, gpt2_is_refused,
+                rope_scaling_and_sliding_layers, packed_logits, gpt2_is_refused,
                 golden_checkpoints_load_strictly;
             generate: greedy_tokens_are_the_references, the_cache_changes_nothing,
                 dynamic_rope_generates_beyond_its_positions, sampling_follows_its_seed,
@@ -67,6 +68,8 @@ macro_rules! suite {
                 a_group_that_does_not_fit_is_refused, stage1_folders_load_again,
                 stage1_config_speaks_transformers_language, stage1_refuses_what_it_must,
                 a_models_own_sub_norms_stay_its_own, frozen_weights_stay_frozen;
+            pack: a_packed_slot_computes_what_it_was_packed_from, lambda, packing_keeps_the_model,
+                exports_load_with_the_same_codes, exported_config, refusals, damaged_packed_folders;
             bad_input: weight_files_that_are_damaged, indexes_that_are_damaged,
                 tensors_that_the_config_does_not_imply, weights_that_are_not_finite,
                 configs_that_describe_no_model, a_tokenizer_larger_than_the_embedding,

@@ -1,8 +1,8 @@
 //! The layer in plain tensor operations: forward and gradients at every λ.
 
 use bitnet_arch::quant::{
-    ActivationQuant, Bits, Granularity, Quantization, bit_linear, bit_linear_reference, quantize_activations,
-    straight_through, ternarize,
+    ActivationQuant, Bits, Granularity, Quantization, QuantizedActivations, TernaryWeight, bit_linear,
+    bit_linear_reference, quantize_activations, straight_through, ternarize,
 };
 use burn::tensor::activation::silu;
 use burn::tensor::module::linear;
@@ -180,19 +180,38 @@ pub fn gradient_checkpointing_changes_nothing(device: &Device) {
     }
 }
 
-/// λ = 1 is the product of the dequantized operands, bit for bit, with and without gradients.
+/// λ = 1 is the product of the integers times the scales, bit for bit, with and without gradients.
 pub fn quantized_exactly(device: &Device) {
     let (x, w) = (random([9, 40], 11, device), random([17, 40], 12, device));
     for weight in [Granularity::Tensor, Granularity::Row, Granularity::Group(8)] {
         let quantization = Quantization { weight, ..Quantization::default() };
-        let w_q = ternarize(w.clone(), weight).unwrap().dequantize();
-        let x_q = quantize_activations(x.clone(), quantization.activation).unwrap().dequantize();
-        let expected = values(linear(x_q, w_q.transpose(), None));
+        let w_q = ternarize(w.clone(), weight).unwrap();
+        let x_q = quantize_activations(x.clone(), quantization.activation).unwrap();
+        let expected = products(&x_q, &w_q);
         let y = bit_linear(x.clone(), w.clone(), None, quantization, 1.0);
         assert_eq!(values(y), expected, "{weight:?}");
         let [x, w] = [&x, &w].map(|t| t.clone().autodiff().require_grad());
         assert_eq!(values(bit_linear(x, w, None, quantization, 1.0)), expected, "{weight:?}, with gradients");
     }
+}
+
+/// `acc · (w_scale · x_scale)` in integers and f32, segments ascending.
+fn products(x: &QuantizedActivations<2>, w: &TernaryWeight) -> Vec<f32> {
+    let ([tokens, d_input], [d_output, _]) = (x.codes().dims(), w.codes().dims());
+    let (x_codes, x_scales) = (integers(x.codes()), values(x.scale()));
+    let (w_codes, w_scales) = (integers(w.codes()), values(w.scale()));
+    let [scale_rows, segments] = w.scale().dims();
+    let mut y = vec![0.0; tokens * d_output];
+    for (at, y) in y.iter_mut().enumerate() {
+        let (token, row) = (at / d_output, at % d_output);
+        for segment in 0..segments {
+            let inputs = segment * d_input / segments..(segment + 1) * d_input / segments;
+            let acc: i64 = inputs.map(|i| x_codes[token * d_input + i] * w_codes[row * d_input + i]).sum();
+            let w_scale = w_scales[row.min(scale_rows - 1) * segments + segment];
+            *y += acc as f32 * (w_scale * x_scales[token]);
+        }
+    }
+    y
 }
 
 /// λ = 0 is the dense product of the latent weight, bit for bit, and so are its gradients.

@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`convert`] | checkpoints in and out, conversion, [`convert::stage1`] on folders |
+//! | [`mod@format`] | codes and scales as bytes: Hugging Face packing, GGUF |
 //! | [`layers`] | `BitLinear`, `SubLn`, the `Projection` slot, [`layers::slots!`] for your own modules |
 //! | [`model`] | the decoder-only family, KV cache, generation |
 //! | [`quant`] | the maths, and [`quant::device`]: devices by name |
@@ -17,6 +18,7 @@
 //! `fusion` and `autotune`. Which one runs is chosen at run time, by name.
 
 pub use bitnet_convert as convert;
+pub use bitnet_format as format;
 pub use bitnet_layers as layers;
 pub use bitnet_model as model;
 pub use bitnet_quant as quant;

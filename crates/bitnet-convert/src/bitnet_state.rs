@@ -57,6 +57,21 @@ struct Own {
     dense: Vec<String>,
 }
 
+impl Own {
+    /// The state, and the `model_type` to read the other fields by.
+    fn into_state(self, packed: Option<HfScale>) -> (Option<BitNetState>, Option<String>) {
+        let state = BitNetState {
+            quantization: self.quantization,
+            sub_norm: self.sub_norm,
+            origin: SubLnOrigin::Inserted,
+            sub_norm_eps: None,
+            packed,
+            dense: self.dense,
+        };
+        (Some(state), Some(self.base_model_type))
+    }
+}
+
 impl BitNetState {
     /// Whether the slot of this name is dense.
     pub(crate) fn is_dense(&self, slot: &str) -> bool {
@@ -71,19 +86,10 @@ impl BitNetState {
 
     /// The state, and the `model_type` to read the other fields by where it is not the one written.
     pub(crate) fn parse(fields: &Fields) -> Result<(Option<Self>, Option<String>), ConvertError> {
-        if let Some(own) = fields.get::<Own>(OWN_KEY)? {
-            let state = Self {
-                quantization: own.quantization,
-                sub_norm: own.sub_norm,
-                origin: SubLnOrigin::Inserted,
-                sub_norm_eps: None,
-                packed: own.packed,
-                dense: own.dense,
-            };
-            return Ok((Some(state), Some(own.base_model_type)));
-        }
+        let own: Option<Own> = fields.get(OWN_KEY)?;
         let Some(inner) = fields.inside("quantization_config")? else {
-            return Ok((None, None));
+            let packed = own.as_ref().and_then(|own| own.packed);
+            return Ok(own.map_or((None, None), |own| own.into_state(packed)));
         };
         let unsupported = |field, found: &str, reason: &str| {
             Err(ConvertError::Unsupported { field, found: found.into(), reason: reason.into() })
@@ -104,6 +110,10 @@ impl BitNetState {
                 return unsupported("quantization_config", &format!("{class}, {mode}"), reason);
             }
         };
+        // Both stand there where conversion inserted what transformers can express, and only ours says that it did.
+        if let Some(own) = own {
+            return Ok(own.into_state(packed));
+        }
         let tied = fields.get("tie_word_embeddings")?.unwrap_or(false);
         let dense: Option<Vec<String>> = inner.get("modules_to_not_convert")?;
         if let Some(list) = &dense
@@ -143,7 +153,7 @@ impl HfConfig {
             base_model_type: base.into(),
             sub_norm: state.sub_norm,
             quantization: state.quantization,
-            packed: state.packed,
+            packed: if expressible { None } else { state.packed },
             dense: state.dense.clone(),
         };
         if state.origin == SubLnOrigin::Inserted || !expressible {

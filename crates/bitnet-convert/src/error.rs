@@ -219,12 +219,14 @@ pub enum TensorProblem {
         expected: Vec<usize>,
     },
     /// Its type is none that weights are read from.
-    #[error("tensor `{name}` has dtype {found}: expected F32, F16 or BF16")]
+    #[error("tensor `{name}` has dtype {found}: expected {expected}")]
     DType {
         /// The tensor.
         name: String,
         /// The type in the file.
         found: String,
+        /// The types that would do.
+        expected: &'static str,
     },
 }
 

@@ -136,7 +136,8 @@ fn problem(entry: &Entry, shards: &Shards) -> Option<TensorProblem> {
         Content::Float | Content::Latent(_) => (entry.shape.clone(), is_float(dtype)),
     };
     if !type_fits {
-        Some(TensorProblem::DType { name, found: format!("{dtype:?}") })
+        let expected = if matches!(entry.content, Content::Packed(_)) { "U8" } else { FLOATS };
+        Some(TensorProblem::DType { name, found: format!("{dtype:?}"), expected })
     } else if found != expected {
         Some(TensorProblem::Shape { name, found: found.into(), expected })
     } else {
@@ -149,7 +150,7 @@ fn scale_problem(name: &str, shards: &Shards) -> Option<TensorProblem> {
     match shards.info(&name) {
         None => Some(TensorProblem::Missing { name }),
         Some((_, dtype)) if !is_float(dtype) => {
-            Some(TensorProblem::DType { name, found: format!("{dtype:?}") })
+            Some(TensorProblem::DType { name, found: format!("{dtype:?}"), expected: FLOATS })
         }
         Some((shape, _)) if shape.iter().product::<usize>() != 1 => {
             Some(TensorProblem::Shape { name, found: shape.into(), expected: vec![1] })
@@ -157,6 +158,9 @@ fn scale_problem(name: &str, shards: &Shards) -> Option<TensorProblem> {
         Some(_) => None,
     }
 }
+
+/// The types that values are read from.
+pub(crate) const FLOATS: &str = "F32, F16 or BF16";
 
 fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)

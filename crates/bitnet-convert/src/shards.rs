@@ -12,7 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use crate::folder::{packed_shape, scale_name};
+use crate::folder::{FLOATS, packed_shape, scale_name};
 use crate::json::{read_json, write_json};
 use crate::progress::Progress;
 use crate::source::{Content, Entry, Sink, Source, read_ternary};
@@ -244,7 +244,11 @@ impl Shards {
             return problem(TensorProblem::Missing { name: name.into() });
         };
         let Some(weight_type) = WeightType::of(info.dtype) else {
-            return problem(TensorProblem::DType { name: name.into(), found: format!("{:?}", info.dtype) });
+            return problem(TensorProblem::DType {
+                name: name.into(),
+                found: format!("{:?}", info.dtype),
+                expected: FLOATS,
+            });
         };
         let (from, to) = (shard.start + info.data_offsets.0, shard.start + info.data_offsets.1);
         let mut values = Vec::new();

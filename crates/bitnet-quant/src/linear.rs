@@ -1,10 +1,10 @@
-use burn::tensor::{Tensor, module::linear};
+use burn::tensor::{DType, Tensor, module::linear};
 use serde::{Deserialize, Serialize};
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 use crate::backends::bit_linear as fused;
-use crate::weight::fake_quantize_weight;
-use crate::{ActivationQuant, Granularity, quantize_activations, straight_through};
+use crate::weight::absmean;
+use crate::{ActivationQuant, Granularity, QuantizedActivations, quantize_activations, straight_through};
 
 /// What a BitNet layer quantizes, and how finely. The default is b1.58: one scale per weight, int8 per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,12 +20,14 @@ pub struct Quantization {
 
 /// The BitNet layer: `y = x_eff · w_effᵀ + bias`.
 ///
-/// `x_eff` and `w_eff` move from the latent values (λ = 0) to the quantized ones (λ = 1). The gradients are
-/// `dW = gᵀ·x_eff`, `dX = g·w_eff` and `dbias = Σg` at every λ. The bias is never quantized.
+/// `x_eff` and `w_eff` move from the latent values (λ = 0) to the quantized ones (λ = 1), where both are integers times
+/// scales: there, in f32, the product is that of the integers, `y = acc · (w_scale · x_scale)`, which a packed weight
+/// gives too, bit for bit. The gradients are `dW = gᵀ·x_eff`, `dX = g·w_eff` and `dbias = Σg` at every λ. The bias is
+/// never quantized.
 ///
 /// On a CPU, in f32, this is one operation with a backward pass of its own: vector kernels quantize each operand in
-/// one pass, and at λ = 1 the backward pass keeps the input's int8 codes instead of its f32 values. Elsewhere it is
-/// [`bit_linear_reference`], whose operands are the same bit for bit.
+/// one pass, multiply int8 with ternary codes at λ = 1, and keep the input's int8 codes for the backward pass instead of
+/// its f32 values. Elsewhere it is [`bit_linear_reference`], whose operands are the same bit for bit.
 ///
 /// # Shapes
 /// - `x`: `[.., d_input]`, `weight`: `[d_output, d_input]`, `bias`: `[d_output]`
@@ -71,13 +73,59 @@ pub fn bit_linear_reference<const D: usize>(
     if lambda == 0.0 {
         return linear(x, weight.transpose(), bias);
     }
-    let q_weight = fake_quantize_weight(weight.clone().inner(), quantization.weight);
-    let w_eff = straight_through(weight, q_weight, lambda);
-    let x_eff = match quantize_activations(x.clone().inner(), quantization.activation) {
-        Some(quantized) => straight_through(x, quantized.dequantize(), lambda),
-        None => x,
+    let [d_output, d_input] = weight.dims();
+    let mut shape = x.dims();
+    let tokens = shape[..D - 1].iter().product();
+    shape[D - 1] = d_output;
+    let x = x.reshape([tokens, d_input]);
+    let (codes, scale) = absmean(weight.clone().inner(), quantization.weight);
+    let quantized = quantize_activations(x.clone().inner(), quantization.activation);
+    let value = match &quantized {
+        Some(x) if lambda == 1.0 && weight.dtype() == DType::F32 => {
+            Some(integer_product(x, codes.clone(), scale.clone()))
+        }
+        _ => None,
     };
-    linear(x_eff, w_eff.transpose(), bias)
+    let y = match value {
+        Some(value) if !(x.is_tracked() || weight.is_tracked()) => value,
+        value => {
+            let w_eff = straight_through(weight, (codes * scale).reshape([d_output, d_input]), lambda);
+            let x_eff = match quantized {
+                Some(quantized) => straight_through(x, quantized.dequantize(), lambda),
+                None => x,
+            };
+            let y = linear(x_eff, w_eff.transpose(), None);
+            match value {
+                Some(value) => straight_through(y, value, 1.0),
+                None => y,
+            }
+        }
+    };
+    let y = y.reshape(shape);
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+}
+
+/// The layer at λ = 1 on integers: `Σ_segments acc · (w_scale · x_scale)` with `acc = Σ code · x`, segments ascending.
+///
+/// Sums of integers are exact in f32 up to 131 072 inputs, so every order of summation gives the same bits.
+///
+/// # Shapes
+/// - `x`: `[tokens, d_input]`
+/// - `codes`: `[d_output, segments, inputs per segment]`, `scales`: `[d_output or 1, segments, 1]`, f32
+/// - returns f32 `[tokens, d_output]`
+pub(crate) fn integer_product(x: &QuantizedActivations<2>, codes: Tensor<3>, scales: Tensor<3>) -> Tensor<2> {
+    let [_, segments, segment] = codes.dims();
+    let (x_codes, x_scale) = (x.codes().float().cast(DType::F32), x.scale());
+    let product = |at: usize| {
+        let codes = codes.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
+        let scale = scales.clone().narrow(1, at, 1).squeeze_dim::<2>(1).transpose(); // [1, d_output or 1]
+        let sums = x_codes.clone().narrow(1, at * segment, segment).matmul(codes.transpose());
+        sums * (scale * x_scale.clone())
+    };
+    (1..segments).fold(product(0), |sum, at| sum + product(at))
 }
 
 /// There is a fused operation for CPU backends only.

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData, module::linear};
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 use crate::backends::packed_linear as fused;
+use crate::linear::integer_product;
 use crate::{ActivationQuant, Granularity, QuantError, quantize_activations, straight_through};
 
 /// Output rows of a tile, inputs of a block: the layout of [`PackedTernary`].
@@ -118,20 +119,20 @@ impl PackedWeight {
             .narrow(2, 0, segment)
     }
 
-    /// The scales, `[d_output, segments]`, or `[1, 1]` per tensor.
-    fn natural_scales(&self) -> Tensor<2> {
+    /// The scales, `[d_output, segments, 1]`, or `[1, 1, 1]` per tensor.
+    fn natural_scales(&self) -> Tensor<3> {
         if self.layout.granularity == Granularity::Tensor {
-            return self.scales.clone().reshape([1, 1]);
+            return self.scales.clone();
         }
         let [tiles, segments, _] = self.scales.dims();
-        let rows = self.scales.clone().swap_dims(1, 2).reshape([tiles * TILE_ROWS, segments]);
+        let rows = self.scales.clone().swap_dims(1, 2).reshape([tiles * TILE_ROWS, segments, 1]);
         rows.narrow(0, 0, self.layout.d_output)
     }
 
     /// `codes · scale`, f32 `[d_output, d_input]`.
     pub fn dequantize(&self) -> Tensor<2> {
         let PackedLayout { d_output, d_input, .. } = self.layout;
-        (self.codes() * self.natural_scales().unsqueeze_dim::<3>(2)).reshape([d_output, d_input])
+        (self.codes() * self.natural_scales()).reshape([d_output, d_input])
     }
 }
 
@@ -192,18 +193,7 @@ pub fn packed_linear_reference(
         let through = linear(x, weight.dequantize().cast(dtype).transpose(), None);
         return straight_through(through, y, 1.0);
     }
-    let x_scale = quantized.scale(); // [tokens or 1, 1]
-    let x_codes = quantized.codes().float().cast(DType::F32);
-    let (codes, scales) = (weight.codes(), weight.natural_scales());
-    let [_, segments, segment] = codes.dims();
-    let product = |at: usize| {
-        let codes = codes.clone().narrow(1, at, 1).squeeze_dim::<2>(1);
-        let sums = x_codes.clone().narrow(1, at * segment, segment).matmul(codes.transpose());
-        let scale = scales.clone().narrow(1, at, 1).transpose(); // [1, d_output or 1]
-        sums * (scale * x_scale.clone())
-    };
-    let sum = (1..segments).fold(product(0), |sum, at| sum + product(at));
-    sum.cast(dtype)
+    integer_product(&quantized, weight.codes(), weight.natural_scales()).cast(dtype)
 }
 
 /// There is a fused operation for CPU backends only.

@@ -109,15 +109,8 @@ pub fn ternarize(w: Tensor<2>, granularity: Granularity) -> Result<TernaryWeight
     })
 }
 
-/// `Q(w)`, f32 `[d_output, d_input]`: [`ternarize`] and back, for a granularity that was checked.
-pub(crate) fn fake_quantize_weight(w: Tensor<2>, granularity: Granularity) -> Tensor<2> {
-    let shape = w.dims();
-    let (codes, scale) = absmean(w, granularity);
-    (codes * scale).reshape(shape)
-}
-
-/// Codes as f32 and their scales, both in the three axes of [`grouped`].
-fn absmean(w: Tensor<2>, granularity: Granularity) -> (Tensor<3>, Tensor<3>) {
+/// Codes as f32 and their scales, both in the three axes of [`grouped`], for a granularity that was checked.
+pub(crate) fn absmean(w: Tensor<2>, granularity: Granularity) -> (Tensor<3>, Tensor<3>) {
     let w = grouped(w.cast(DType::F32), granularity);
     let [_, _, n_inputs] = w.dims();
     let sums = fold_sum(w.clone().abs());

@@ -14,23 +14,26 @@ NEAR_TIE = 5e-6  # codes
 @contextmanager
 def rounded_the_other_way(margin: float = NEAR_TIE):
     """Moves near ties across while it lasts; yields the list of their indices, one entry per quantized input."""
-    moved, original = [], bitnet.ActQuant
+    moved, act_quant, activation_quant = [], bitnet.ActQuant, bitnet.BitLinear.activation_quant
+
+    @torch.no_grad()
+    def across(x):
+        t = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        tie = (x * t).floor() + 0.5
+        off = x * t - tie
+        near = off.abs() < margin
+        moved.extend(near.nonzero().tolist())
+        target = torch.where(off >= 0, tie - 2 * margin, tie + 2 * margin) / t
+        return torch.where(near, target - x, torch.zeros_like(x))
 
     class Moved:
         @staticmethod
         def apply(x):
-            with torch.no_grad():
-                t = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
-                tie = (x * t).floor() + 0.5
-                off = x * t - tie
-                near = off.abs() < margin
-                moved.extend(near.nonzero().tolist())
-                across = torch.where(off >= 0, tie - 2 * margin, tie + 2 * margin) / t
-                by = torch.where(near, across - x, torch.zeros_like(x))
-            return original.apply(x + by)
+            return act_quant.apply(x + across(x))
 
     bitnet.ActQuant = Moved
+    bitnet.BitLinear.activation_quant = lambda layer, x, *rest: activation_quant(layer, x + across(x), *rest)
     try:
         yield moved
     finally:
-        bitnet.ActQuant = original
+        bitnet.ActQuant, bitnet.BitLinear.activation_quant = act_quant, activation_quant

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bitnet_cpu::Kernel;
+use bitnet_cpu::{Kernel, PackedTernary};
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{Device, FloatTensor, IntTensor};
@@ -34,17 +34,36 @@ pub(crate) fn forward<B: CpuBackend>(
     quantization: Quantization,
     lambda: f32,
 ) -> (FloatTensor<B>, Option<SavedCodes>) {
-    let weight = effective_weight::<B>(&weight, quantization.weight, lambda);
-    let (x, codes) = match quantization.activation {
+    match quantization.activation {
         ActivationQuant::PerToken(bits) if lambda == 1.0 => {
             let shape = dims::<B>(&x);
             let codes = Arc::new(quantize::<B>(&x, bits));
-            let saved = SavedCodes { codes, shape };
-            (dequantize::<B>(&saved, &x.device()), Some(saved))
+            let y = integer_product::<B>(&codes, &weight, quantization.weight);
+            (y, Some(SavedCodes { codes, shape }))
         }
-        activation => (effective_input::<B>(x, activation, lambda), None),
-    };
-    (B::float_matmul(x, B::float_transpose(weight)), codes)
+        activation => {
+            let weight = effective_weight::<B>(&weight, quantization.weight, lambda);
+            let x = effective_input::<B>(x, activation, lambda);
+            (B::float_matmul(x, B::float_transpose(weight)), None)
+        }
+    }
+}
+
+/// `acc · (w_scale · x_scale)`, with the kernel of packed weights.
+fn integer_product<B: CpuBackend>(
+    x: &bitnet_cpu::QuantizedActivations,
+    weight: &FloatTensor<B>,
+    granularity: Granularity,
+) -> FloatTensor<B> {
+    let (kernel, [d_output, d_input]) = (Kernel::new(), dims::<B>(weight));
+    let packed = B::read(weight, |weight| {
+        let ternary = sound(kernel.absmean_ternarize(weight, d_output, d_input, granularity));
+        sound(PackedTernary::pack(&ternary.codes, &ternary.scales, d_output, d_input, granularity))
+    });
+    let tokens = x.scales.len();
+    let mut y = vec![0.0; tokens * d_output];
+    sound(kernel.matmul(&packed, &x.codes, &x.scales, &mut y));
+    tensor::<B>(y, [tokens, d_output], weight)
 }
 
 pub(crate) fn quantize<B: CpuBackend>(x: &FloatTensor<B>, bits: Bits) -> bitnet_cpu::QuantizedActivations {
