@@ -132,6 +132,26 @@ pub enum ConvertError {
         /// Rows of the embedding.
         rows: usize,
     },
+    /// The tokenizer has something that GGUF files cannot say.
+    #[error("`{}`: {field} is {found}, expected {expected}", path.display())]
+    Tokenizer {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        found: String,
+        /// What can be written.
+        expected: &'static str,
+    },
+    /// llama.cpp has no pre-tokenizer that splits text as this tokenizer does.
+    #[error("`{}`: llama.cpp has no such pre-tokenizer: {found}", path.display())]
+    PreTokenizer {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// How it splits text.
+        found: String,
+    },
     /// A slot of the model is not what `config.json` would say of it.
     #[error("slot `{name}` is {found}, the checkpoint's config says {expected}")]
     Slot {

@@ -24,6 +24,7 @@ mod error;
 mod export;
 mod fields;
 mod folder;
+mod gguf;
 mod hf_config;
 mod json;
 mod names;

@@ -23,7 +23,7 @@ impl Rotation {
         positions: Range<usize>,
         device: &Device,
     ) -> Self {
-        let (frequencies, amplitude) = frequencies(config, head_dim, max_positions, positions.end);
+        let (frequencies, amplitude) = config.frequencies(head_dim, max_positions, positions.end);
         let shape = [1, 1, positions.len(), head_dim / 2];
         let table = |wave: fn(f64) -> f64| {
             let values: Vec<f32> = positions
@@ -56,67 +56,71 @@ impl Rotation {
     }
 }
 
-/// Angle per position for each pair of a head, and the factor of cos and sin.
-///
-/// `seen` is the number of positions up to now, which only dynamic scaling looks at.
-///
-/// # Source
-/// transformers 5.23, `modeling_rope_utils.py`, for the meaning of each parameter.
-fn frequencies(config: &RopeConfig, head_dim: usize, max_positions: usize, seen: usize) -> (Vec<f64>, f64) {
-    let dim = head_dim as f64;
-    let plain = |theta: f64| (0..head_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / dim));
-    let unscaled = plain(config.theta);
-    match config.scaling {
-        RopeScaling::None => (unscaled.collect(), 1.0),
-        RopeScaling::Linear { factor } => (unscaled.map(|f| f / factor).collect(), 1.0),
-        RopeScaling::Dynamic { factor } => {
-            let stretch = seen.max(max_positions) as f64 / max_positions as f64;
-            let growth = (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
-            (plain(config.theta * growth).collect(), 1.0)
-        }
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-            let scaled = unscaled.map(|f| {
-                let rotations = original_max_positions as f64 * f / TAU;
-                let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                let keep = keep.clamp(0.0, 1.0);
-                (1.0 - keep) * f / factor + keep * f
-            });
-            (scaled.collect(), 1.0)
-        }
-        RopeScaling::Yarn {
-            factor,
-            original_max_positions,
-            attention_factor,
-            beta_fast,
-            beta_slow,
-            mscale,
-            mscale_all_dim,
-            truncate,
-        } => {
-            // The pair that makes this many rotations within the context of pretraining.
-            let pair_of = |rotations: f64| {
-                dim * (original_max_positions as f64 / (rotations * TAU)).ln() / (2.0 * config.theta.ln())
-            };
-            let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
-            if truncate {
-                (low, high) = (low.floor(), high.ceil());
+impl RopeConfig {
+    /// Angle per position for each pair of a head, and the factor of cos and sin, for heads of size `head_dim` in a
+    /// model made for `max_positions`.
+    ///
+    /// `seen` is the number of positions up to now, which only dynamic scaling looks at.
+    ///
+    /// # Source
+    /// transformers 5.23, `modeling_rope_utils.py`, for the meaning of each parameter.
+    pub fn frequencies(&self, head_dim: usize, max_positions: usize, seen: usize) -> (Vec<f64>, f64) {
+        let dim = head_dim as f64;
+        let plain = |theta: f64| (0..head_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / dim));
+        let unscaled = plain(self.theta);
+        match self.scaling {
+            RopeScaling::None => (unscaled.collect(), 1.0),
+            RopeScaling::Linear { factor } => (unscaled.map(|f| f / factor).collect(), 1.0),
+            RopeScaling::Dynamic { factor } => {
+                let stretch = seen.max(max_positions) as f64 / max_positions as f64;
+                let growth = (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
+                (plain(self.theta * growth).collect(), 1.0)
             }
-            let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
-            if low == high {
-                high += 0.001;
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                let scaled = unscaled.map(|f| {
+                    let rotations = original_max_positions as f64 * f / TAU;
+                    let keep = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let keep = keep.clamp(0.0, 1.0);
+                    (1.0 - keep) * f / factor + keep * f
+                });
+                (scaled.collect(), 1.0)
             }
-            let scaled = unscaled.enumerate().map(|(i, f)| {
-                let divide = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                divide * f / factor + (1.0 - divide) * f
-            });
-            let magnitude = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
-            let inferred = match (mscale, mscale_all_dim) {
-                (Some(over), Some(under)) if over != 0.0 && under != 0.0 => {
-                    magnitude(over) / magnitude(under)
+            RopeScaling::Yarn {
+                factor,
+                original_max_positions,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                mscale,
+                mscale_all_dim,
+                truncate,
+            } => {
+                // The pair that makes this many rotations within the context of pretraining.
+                let pair_of = |rotations: f64| {
+                    dim * (original_max_positions as f64 / (rotations * TAU)).ln() / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
                 }
-                _ => magnitude(1.0),
-            };
-            (scaled.collect(), attention_factor.unwrap_or(inferred))
+                let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let scaled = unscaled.enumerate().map(|(i, f)| {
+                    let divide = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    divide * f / factor + (1.0 - divide) * f
+                });
+                let magnitude =
+                    |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+                let inferred = match (mscale, mscale_all_dim) {
+                    (Some(over), Some(under)) if over != 0.0 && under != 0.0 => {
+                        magnitude(over) / magnitude(under)
+                    }
+                    _ => magnitude(1.0),
+                };
+                (scaled.collect(), attention_factor.unwrap_or(inferred))
+            }
         }
     }
 }

@@ -146,7 +146,7 @@ impl Header {
             pad(&mut out, header.len(), self.alignment)?;
         }
         let left = self.tensors.into_iter().map(|tensor| (tensor.name, tensor.len)).collect();
-        Ok(Writer { out, alignment: self.alignment, left })
+        Ok(Writer { out, alignment: self.alignment, left, written: 0 })
     }
 }
 
@@ -170,6 +170,8 @@ pub struct Writer<W> {
     alignment: usize,
     /// Names and lengths of the tensors that are not written yet.
     left: VecDeque<(String, usize)>,
+    /// How much of the first of them is written.
+    written: usize,
 }
 
 impl<W: Write> Writer<W> {
@@ -180,21 +182,46 @@ impl<W: Write> Writer<W> {
     /// - [`FormatError::TensorLen`] if the number of bytes is not what type and shape imply.
     /// - [`FormatError::Write`] if the output cannot be written.
     pub fn tensor(&mut self, name: &str, data: &[u8]) -> Result<(), FormatError> {
+        let expected = self.expect(name)?;
+        let found = self.written + data.len();
+        if found != expected {
+            return Err(FormatError::TensorLen { name: name.into(), found, expected });
+        }
+        self.part(name, data)
+    }
+
+    /// Writes the next bytes of the next tensor, and its padding after the last of them, so that a tensor need not
+    /// be in memory as a whole.
+    ///
+    /// # Errors
+    /// - [`FormatError::TensorOrder`] if another tensor, or none, is next.
+    /// - [`FormatError::TensorLen`] if the parts are longer than type and shape imply.
+    /// - [`FormatError::Write`] if the output cannot be written.
+    pub fn part(&mut self, name: &str, data: &[u8]) -> Result<(), FormatError> {
+        let expected = self.expect(name)?;
+        let found = self.written + data.len();
+        if found > expected {
+            return Err(FormatError::TensorLen { name: name.into(), found, expected });
+        }
+        self.out.write_all(data)?;
+        self.written = found;
+        if found == expected {
+            self.left.pop_front();
+            self.written = 0;
+            pad(&mut self.out, expected, self.alignment)?;
+        }
+        Ok(())
+    }
+
+    /// The length of the next tensor, which must be the one of this name.
+    fn expect(&self, name: &str) -> Result<usize, FormatError> {
         match self.left.front() {
-            Some((next, expected)) if next == name => {
-                let (found, expected) = (data.len(), *expected);
-                if found != expected {
-                    return Err(FormatError::TensorLen { name: name.into(), found, expected });
-                }
-            }
+            Some((next, len)) if next == name => Ok(*len),
             next => {
                 let expected = next.map(|(name, _)| name.clone());
-                return Err(FormatError::TensorOrder { found: name.into(), expected });
+                Err(FormatError::TensorOrder { found: name.into(), expected })
             }
         }
-        self.left.pop_front();
-        self.out.write_all(data)?;
-        pad(&mut self.out, data.len(), self.alignment)
     }
 
     /// Flushes the output and gives it back.
@@ -292,6 +319,37 @@ mod tests {
         header.tensor("a", TensorType::I8, &[3]).unwrap();
         let unfinished = header.write_to(Vec::new()).unwrap().finish();
         assert!(matches!(unfinished, Err(FormatError::Unfinished { name, count: 1 }) if name == "a"));
+    }
+
+    #[test]
+    fn parts_make_the_same_file() {
+        let header = || {
+            let mut header = Header::new();
+            header.tensor("a", TensorType::I8, &[40]).unwrap();
+            header.tensor("b", TensorType::I8, &[2]).unwrap();
+            header
+        };
+        let data: Vec<u8> = (0..40).collect();
+        let mut whole = header().write_to(Vec::new()).unwrap();
+        whole.tensor("a", &data).unwrap();
+        whole.tensor("b", &[1, 2]).unwrap();
+
+        let mut parts = header().write_to(Vec::new()).unwrap();
+        for part in data.chunks(7) {
+            parts.part("a", part).unwrap();
+        }
+        parts.part("b", &[]).unwrap();
+        parts.part("b", &[1]).unwrap();
+        assert!(matches!(parts.part("a", &[1]), Err(FormatError::TensorOrder { .. })));
+        for too_long in [parts.part("b", &[2, 3]), parts.tensor("b", &[2, 3])] {
+            assert!(matches!(too_long, Err(FormatError::TensorLen { found: 3, expected: 2, .. })));
+        }
+        parts.part("b", &[2]).unwrap();
+        assert_eq!(parts.finish().unwrap(), whole.finish().unwrap());
+
+        let mut half = header().write_to(Vec::new()).unwrap();
+        half.part("a", &data[..39]).unwrap();
+        assert!(matches!(half.finish(), Err(FormatError::Unfinished { name, count: 2 }) if name == "a"));
     }
 
     #[test]
