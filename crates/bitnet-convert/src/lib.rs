@@ -27,6 +27,7 @@ mod folder;
 mod gguf;
 mod hf_config;
 mod json;
+mod mapped;
 mod names;
 mod pack;
 mod param_path;

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bitnet_format::{HfScale, hf};
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
 use crate::folder::{FLOATS, packed_shape, scale_name};
 use crate::json::{read_json, write_json};
+use crate::mapped::Mapped;
 use crate::progress::Progress;
 use crate::source::{Content, Entry, Sink, Source, read_ternary};
 use crate::{ConvertError, TensorProblem};
@@ -68,7 +69,7 @@ impl WeightType {
     }
 
     /// Replaces `values` by those of little-endian bytes, widened to f32.
-    fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
+    pub(crate) fn decode(self, bytes: &[u8], values: &mut Vec<f32>) {
         values.clear();
         match self {
             Self::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
@@ -78,7 +79,7 @@ impl WeightType {
     }
 
     /// Whether a value stays finite in this type.
-    fn holds(self, value: f32) -> bool {
+    pub(crate) fn holds(self, value: f32) -> bool {
         match self {
             Self::F32 => value.is_finite(),
             Self::F16 => f16::from_f32(value).is_finite(),
@@ -87,7 +88,7 @@ impl WeightType {
     }
 
     /// Little-endian bytes of f32 values in this type, rounded to nearest even.
-    fn encode(self, values: &[f32]) -> Vec<u8> {
+    pub(crate) fn encode(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             Self::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
@@ -129,8 +130,7 @@ impl Layout {
 }
 
 struct Shard {
-    path: PathBuf,
-    map: Mmap,
+    file: Mapped,
     /// Where the tensors' bytes begin.
     start: usize,
     header: Metadata,
@@ -209,10 +209,7 @@ impl Shards {
     /// Calls `read` with the bytes of a tensor.
     pub(crate) fn with_bytes<R>(&self, name: &str, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let (shard, info) = self.find(name)?;
-        let (from, to) = info.data_offsets;
-        let result = read(&shard.map[shard.start + from..shard.start + to]);
-        shard.forget(shard.start + from, to - from);
-        Some(result)
+        Some(shard.file.with(shard.range(info), read))
     }
 
     /// The values of a tensor, widened to f32.
@@ -237,8 +234,6 @@ impl Shards {
     /// [`ConvertError::Tensors`] where there is no such tensor of floats, [`ConvertError::NotFinite`] at the first NaN or
     /// infinity, and those of `sink`.
     pub(crate) fn read_pieces(&self, name: &str, sink: &mut Sink) -> Result<(), ConvertError> {
-        /// Values of one piece.
-        const PIECE: usize = 1 << 20;
         let problem = |problem| Err(ConvertError::Tensors { problems: vec![problem] });
         let Some((shard, info)) = self.find(name) else {
             return problem(TensorProblem::Missing { name: name.into() });
@@ -250,24 +245,12 @@ impl Shards {
                 expected: FLOATS,
             });
         };
-        let (from, to) = (shard.start + info.data_offsets.0, shard.start + info.data_offsets.1);
-        let mut values = Vec::new();
-        for (piece, from) in (from..to).step_by(PIECE * weight_type.bytes()).enumerate() {
-            let bytes = &shard.map[from..to.min(from + PIECE * weight_type.bytes())];
-            weight_type.decode(bytes, &mut values);
-            shard.forget(from, bytes.len());
-            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-                let (index, value) = (piece * PIECE + at, values[at]);
-                return Err(ConvertError::NotFinite { name: name.into(), index, value });
-            }
-            sink(&values)?;
-        }
-        Ok(())
+        shard.file.floats(name, shard.range(info), weight_type, sink)
     }
 
     pub(crate) fn layout(&self) -> Layout {
         let tensors = self.tensors.iter().filter_map(|(name, &shard)| {
-            let file = self.shards[shard].path.file_name()?.to_string_lossy().into_owned();
+            let file = self.shards[shard].file.path().file_name()?.to_string_lossy().into_owned();
             let weight_type = WeightType::of(self.shards[shard].header.info(name)?.dtype)?;
             Some((name.clone(), (file, weight_type)))
         });
@@ -281,33 +264,23 @@ impl Shards {
 }
 
 impl Shard {
-    #[allow(unsafe_code, reason = "a memory map is how a checkpoint is read without holding it twice")]
     fn open(path: PathBuf) -> Result<Self, ConvertError> {
-        let read = |source| ConvertError::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(read)?;
-        // SAFETY: the map is read only. Another process that truncates the file meanwhile would end this one with a
-        // signal, as for every mapped file; nothing else can go wrong, since all bytes are valid numbers.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let file = Mapped::open(path.clone())?;
         let unsound = |reason| ConvertError::Safetensors { path: path.clone(), reason };
         let (header_len, header) =
-            SafeTensors::read_metadata(&map).map_err(|error| unsound(error.to_string()))?;
+            SafeTensors::read_metadata(file.bytes()).map_err(|error| unsound(error.to_string()))?;
         let start = header_len + size_of::<u64>();
-        let (found, expected) = (map.len() - start, header.data_len());
+        let (found, expected) = (file.bytes().len() - start, header.data_len());
         if found != expected {
             return Err(unsound(format!("{found} bytes of tensors, the header implies {expected}")));
         }
-        Ok(Self { path, map, start, header })
+        Ok(Self { file, start, header })
     }
 
-    /// Lets the system take back the pages of a range that has been read, so that a file is never in memory as a whole.
-    #[allow(unsafe_code, reason = "the advice has no safe form")]
-    fn forget(&self, offset: usize, len: usize) {
-        // SAFETY: the map is read only and backed by the file: a page that is dropped is read from there again.
-        // A system that does not take the advice only keeps more memory in use.
-        #[cfg(unix)]
-        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
-        #[cfg(not(unix))]
-        let _ = (offset, len);
+    /// Where a tensor's bytes stand in the file.
+    fn range(&self, info: &TensorInfo) -> Range<usize> {
+        let (from, to) = info.data_offsets;
+        self.start + from..self.start + to
     }
 }
 
