@@ -132,6 +132,14 @@ pub enum ConvertError {
         /// Rows of the embedding.
         rows: usize,
     },
+    /// A file is no GGUF file, or is cut short, or could not be one.
+    #[error("`{}`: {source}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: bitnet_format::FormatError,
+    },
     /// The tokenizer has something that GGUF files cannot say.
     #[error("`{}`: {field} is {found}, expected {expected}", path.display())]
     Tokenizer {

@@ -175,11 +175,6 @@ impl Architecture {
         !slot.is_mlp() || self.mlp_scales
     }
 
-    /// Whether the bias of a slot is multiplied by its `.scale` tensor as well.
-    pub(super) fn scales_bias(&self, slot: Slot) -> bool {
-        slot.is_mlp()
-    }
-
     /// Whether the file names the layers with a sliding window.
     pub(super) fn has_windows(&self) -> bool {
         self.softcaps_and_windows

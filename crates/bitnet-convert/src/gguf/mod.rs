@@ -1,11 +1,20 @@
 //! GGUF files for llama.cpp and bitnet.cpp.
 
 mod architecture;
+mod export;
 mod hyperparameters;
 mod names;
+mod options;
+mod packing;
+mod plan;
 mod pre_tokenizer;
+mod report;
 mod rotation;
 mod sentence_piece;
 mod special_tokens;
 mod tokenizer_file;
 mod vocabulary;
+
+pub use export::export_gguf;
+pub use options::{GgufOptions, GgufType};
+pub use report::{GgufReport, GgufTensor};

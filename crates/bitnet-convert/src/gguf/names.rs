@@ -3,6 +3,9 @@
 //!
 //! A path is that of a parameter without the form of its slot: `layers.0.attention.query.weight`.
 
+/// The tensor of Llama 3's RoPE scaling, which is no parameter.
+pub(super) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+
 /// Parameters outside of the layers.
 const MODEL: [(&str, &str); 3] = [
     ("embedding.weight", "token_embd.weight"),
