@@ -140,6 +140,18 @@ pub enum ConvertError {
         /// What is wrong.
         source: bitnet_format::FormatError,
     },
+    /// A GGUF file's metadata lack something or describe what is not computed here.
+    #[error("`{}`: key `{key}` is {found}, expected {expected}", path.display())]
+    GgufKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What is read.
+        expected: String,
+    },
     /// The tokenizer has something that GGUF files cannot say.
     #[error("`{}`: {field} is {found}, expected {expected}", path.display())]
     Tokenizer {
@@ -245,6 +257,16 @@ pub enum TensorProblem {
         found: Vec<usize>,
         /// The shape that the config implies.
         expected: Vec<usize>,
+    },
+    /// Its type in a GGUF file is none that is read for it.
+    #[error(
+        "tensor `{name}` has type {found}: expected F32, F16 or BF16, for a slot's weight also TQ1_0, TQ2_0, Q2_0 or I2_S"
+    )]
+    GgufType {
+        /// The tensor.
+        name: String,
+        /// The type in the file.
+        found: String,
     },
     /// Its type is none that weights are read from.
     #[error("tensor `{name}` has dtype {found}: expected {expected}")]

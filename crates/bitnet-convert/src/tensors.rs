@@ -4,6 +4,7 @@ use burn::tensor::Device;
 
 use crate::checkpoint::load_model;
 use crate::folder::Folder;
+use crate::gguf::GgufFile;
 use crate::source::{InMemory, Source};
 use crate::{Checkpoint, ConvertError, LoadOptions};
 
@@ -14,16 +15,24 @@ pub struct Tensors<'a>(Inner<'a>);
 
 enum Inner<'a> {
     Folder(Folder),
+    Gguf(GgufFile),
     InMemory(InMemory<'a>),
 }
 
 impl<'a> Tensors<'a> {
-    /// Opens a Hugging Face folder: one safetensors file or shards, memory-mapped.
+    /// Opens a Hugging Face folder with one safetensors file or shards, or a GGUF file, memory-mapped.
+    ///
+    /// Of a GGUF file every slot whose weight is ternary comes out packed, whatever type it is stored in; its tokenizer
+    /// is not read.
     ///
     /// # Errors
     /// Those of [`load`](crate::load) except [`ConvertError::NotFinite`]: nothing is read yet.
     pub fn open(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self, ConvertError> {
-        Ok(Self(Inner::Folder(Folder::open(path.as_ref(), options)?)))
+        let path = path.as_ref();
+        if path.is_file() {
+            return Ok(Self(Inner::Gguf(GgufFile::open(path, options)?)));
+        }
+        Ok(Self(Inner::Folder(Folder::open(path, options)?)))
     }
 
     /// The tensors of a model in memory.
@@ -40,6 +49,7 @@ impl<'a> Tensors<'a> {
         let source = self.source();
         let (unexpected, suspicious_scales) = match &self.0 {
             Inner::Folder(folder) => (folder.unexpected.clone(), folder.suspicious_scales()?),
+            Inner::Gguf(file) => (file.unexpected.clone(), Vec::new()),
             Inner::InMemory(_) => (Vec::new(), Vec::new()),
         };
         Ok(Checkpoint {
@@ -55,7 +65,7 @@ impl<'a> Tensors<'a> {
     /// The first BitNet slot of a model in memory that is not at λ = 1, and its λ. Folders hold no λ.
     pub(crate) fn unfinished_slot(&self) -> Option<(String, f32)> {
         match &self.0 {
-            Inner::Folder(_) => None,
+            Inner::Folder(_) | Inner::Gguf(_) => None,
             Inner::InMemory(model) => model.unfinished_slot(),
         }
     }
@@ -63,6 +73,7 @@ impl<'a> Tensors<'a> {
     pub(crate) fn source(&self) -> &dyn Source {
         match &self.0 {
             Inner::Folder(folder) => folder,
+            Inner::Gguf(file) => file,
             Inner::InMemory(model) => model,
         }
     }

@@ -22,7 +22,7 @@ pub(super) struct Architecture {
     /// Whether upstream llama.cpp has it; bitnet.cpp has it if `in_bitnet_cpp`.
     upstream: bool,
     in_bitnet_cpp: bool,
-    activation: Activation,
+    pub(super) activation: Activation,
     /// Norms before the output and the down projection: all of them or none.
     sub_norms: bool,
     /// Whether query, key and value; output; MLP may have biases.
@@ -269,7 +269,8 @@ impl Architecture {
             close(*embedding_scale, scale),
             format!("embedded tokens times {embedding_scale}: it multiplies them by {scale}"),
         );
-        let scale = self.attention_scale(traits.model);
+        let size = self.attention_size(*n_layers, *d_model, *n_heads, head_dim);
+        let scale = (size as f64).sqrt().recip();
         let found_scale = attention_scale.unwrap_or((head_dim as f64).sqrt().recip());
         check(
             close(found_scale, scale),
@@ -303,15 +304,16 @@ impl Architecture {
         format!("activation {found:?}, where it computes {:?}{instead}", self.activation)
     }
 
-    /// What attention scores are multiplied by.
-    fn attention_scale(&self, model: &CausalLmConfig) -> f64 {
+    /// The number whose root attention scores are divided by: the size of a head in all but one model.
+    pub(super) fn attention_size(
+        &self,
+        n_layers: usize,
+        d_model: usize,
+        n_heads: usize,
+        head_dim: usize,
+    ) -> usize {
         // llama.cpp knows the largest Gemma 2 by its number of layers.
-        let size = if self.softcaps_and_windows && model.n_layers == 46 {
-            model.d_model / model.n_heads
-        } else {
-            model.head_dim()
-        };
-        (size as f64).sqrt().recip()
+        if self.softcaps_and_windows && n_layers == 46 { d_model / n_heads.max(1) } else { head_dim }
     }
 }
 
