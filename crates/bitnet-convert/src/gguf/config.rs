@@ -146,8 +146,11 @@ fn rope(metadata: &Metadata, file: &Gguf, max_positions: usize) -> Result<Value,
     let original = metadata.size("rope.scaling.original_context_length")?;
     if let Some(factors) = file.tensor(FREQUENCY_FACTORS) {
         if factors.kind != TensorType::F32 {
-            let problem =
-                TensorProblem::DType { name: FREQUENCY_FACTORS.into(), found: factors.kind.to_string() };
+            let problem = TensorProblem::DType {
+                name: FREQUENCY_FACTORS.into(),
+                found: factors.kind.to_string(),
+                expected: "F32",
+            };
             return Err(ConvertError::Tensors { problems: vec![problem] });
         }
         let (low, high, context) = LLAMA3;
