@@ -1,8 +1,9 @@
 use bitnet_layers::{RmsNorm, slots};
-use burn::module::{Initializer, Module};
+use bitnet_quant::half_linear;
+use burn::module::{Initializer, Module, Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::module::linear;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::attention::{Context, causal_mask};
 use crate::rope::Rotation;
@@ -51,6 +52,23 @@ impl CausalLm {
     /// The configuration that the model was made from.
     pub fn config(&self) -> &CausalLmConfig {
         &self.config
+    }
+
+    /// Keeps embedding and head in f16 from now on, where the device computes in it, for generation: it reads the whole
+    /// head for every token. f16 holds a bf16 weight from 2⁻¹⁴ on exactly, and any other to 1 part in 2048. Returns
+    /// whether it did.
+    pub fn halve_head(&mut self) -> bool {
+        let supported = self.embedding.weight.lazy_device().supports_dtype(DType::F16);
+        if supported {
+            self.embedding.weight =
+                Param::initialized(ParamId::new(), self.embedding.weight.val().inner().cast(DType::F16));
+            if let Some(head) = &mut self.head {
+                // Row by row of the vocabulary in memory, as it is read.
+                let rows = head.weight.val().inner().transpose().cast(DType::F16);
+                head.weight = Param::initialized(ParamId::new(), rows.transpose());
+            }
+        }
+        supported
     }
 
     /// The logits of the next token after each token.
@@ -114,7 +132,7 @@ impl CausalLm {
         let [_, n_tokens] = tokens.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         let context = self.context(past, n_tokens, &tokens.device());
-        let mut x = self.embedding.forward(tokens);
+        let mut x = self.embedding.forward(tokens).cast(self.norm.gain.val().dtype());
         if self.config.embedding_scale != 1.0 {
             x = x * self.config.embedding_scale;
         }
@@ -146,9 +164,13 @@ impl CausalLm {
     }
 
     fn logits(&self, x: Tensor<3>) -> Tensor<3> {
-        let logits = match &self.head {
-            Some(head) => head.forward(x),
-            None => linear(x, self.embedding.weight.val().transpose(), None),
+        let weight = match &self.head {
+            Some(head) => head.weight.val().transpose(), // [vocab_size, d_model]
+            None => self.embedding.weight.val(),
+        };
+        let logits = match (weight.dtype(), x.dtype()) {
+            (DType::F16, DType::F32) => half_linear(x, weight),
+            _ => linear(x, weight.transpose(), None),
         };
         match self.config.logit_softcap {
             Some(cap) => (logits / cap).tanh() * cap,

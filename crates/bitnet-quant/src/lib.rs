@@ -22,6 +22,7 @@ mod activation;
 mod backends;
 mod device;
 mod error;
+mod half;
 mod linear;
 mod packed;
 mod ste;
@@ -32,6 +33,7 @@ pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activ
 pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
+pub use half::half_linear;
 pub use linear::{Quantization, bit_linear, bit_linear_reference};
 pub use packed::{PackedLayout, PackedWeight, packed_linear, packed_linear_reference};
 pub use ste::straight_through;

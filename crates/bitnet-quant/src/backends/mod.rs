@@ -7,10 +7,14 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "flex")]
+mod half;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 mod packed;
 
+#[cfg(feature = "flex")]
+pub(crate) use half::half_linear;
 pub(crate) use packed::packed_linear;
 
 use burn::backend::tensor::FloatTensor;
