@@ -29,6 +29,7 @@ pub mod layers_weight_only;
 pub mod pack;
 pub mod quant_activation;
 pub mod quant_linear;
+pub mod quant_packed;
 pub mod quant_weight;
 pub mod training_step;
 pub mod training_tiny_llama;
@@ -47,6 +48,9 @@ macro_rules! suite {
             quant_linear: forward_quantized, forward_at_lambda, gradient_vectors, gradients_are_straight_through,
                 frozen_operands, the_fused_layer_is_the_reference, gradient_checkpointing_changes_nothing,
                 quantized_exactly, dense_exactly, half_precision;
+            quant_packed: acceptance, the_operation_is_the_reference, groups, packing_changes_nothing,
+                codes_are_exact, the_widest_row_is_exact, gradient, what_is_not_finite_shows,
+                unpacking_undoes_packing;
             layers_cases: reference;
             layers_norm: acceptance, strength, gradient, half_precision, configuration;
             layers_slots: visits_a_users_module, converts_in_place, a_slot_computes_its_form, refuses_a_bad_group,

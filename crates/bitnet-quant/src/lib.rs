@@ -18,7 +18,7 @@
 //! The formulas and their acceptance vectors are in `docs/numerics.md`.
 
 mod activation;
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 mod backends;
 mod device;
 mod error;

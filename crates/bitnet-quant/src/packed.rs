@@ -4,7 +4,7 @@ use bitnet_cpu::PackedTernary;
 use bitnet_format::{TernaryMatrix, WeightScale};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, module::linear};
 
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 use crate::backends::packed_linear as fused;
 use crate::linear::integer_product;
 use crate::{ActivationQuant, Granularity, QuantError, quantize_activations, straight_through};
@@ -26,7 +26,7 @@ pub struct PackedLayout {
 
 impl PackedLayout {
     /// Inputs that share a scale: the group, or else the row.
-    fn segment(self) -> usize {
+    pub(crate) fn segment(self) -> usize {
         match self.granularity {
             Granularity::Tensor | Granularity::Row => self.d_input,
             Granularity::Group(group) => group,
@@ -140,7 +140,7 @@ impl PackedWeight {
 /// exact integer. With a scale per group, the groups' products are added in ascending order.
 ///
 /// The gradient with respect to `x` is `g · (codes · scale)`, straight through the activations' quantization; the weight
-/// has none. On a CPU, in f32, this is one operation on int8 activations and the words where they lie.
+/// has none. In f32 this is one operation on int8 activations and the words where they lie, on CPUs and on GPUs.
 ///
 /// # Shapes
 /// - `x`: `[.., d_input]`, `bias`: `[d_output]`
@@ -196,8 +196,8 @@ pub fn packed_linear_reference(
     integer_product(&quantized, weight.codes(), weight.natural_scales()).cast(dtype)
 }
 
-/// There is a fused operation for CPU backends only.
-#[cfg(not(any(feature = "flex", feature = "ndarray")))]
+/// Without a backend there is no operation of its own.
+#[cfg(not(any(feature = "flex", feature = "ndarray", feature = "cube")))]
 fn fused(_: &Tensor<2>, _: &PackedWeight, _: ActivationQuant) -> Option<Tensor<2>> {
     None
 }

@@ -3,8 +3,14 @@
 
 #![allow(deprecated, reason = "ndarray is deprecated upstream, and a backend that this project still tests")]
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod autodiff;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod cpu_packed;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "flex")]
@@ -54,7 +60,7 @@ pub(crate) fn bit_linear(
     let fits = tokens > 0 && d_input <= bitnet_cpu::MAX_D_INPUT;
     let f32_only = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
     let per_tensor = matches!(quantization.activation, ActivationQuant::PerTensor(_));
-    if lambda == 0.0 || !on_cpu(x) || !fits || !f32_only || per_tensor {
+    if lambda == 0.0 || place(x) != Some(Place::Cpu) || !fits || !f32_only || per_tensor {
         return None;
     }
     let (x, weight) = in_one_context(x.clone(), weight.clone());
@@ -67,15 +73,28 @@ pub(crate) fn bit_linear(
     Some(Tensor::from_dispatch(y))
 }
 
-/// Whether a tensor lies in this process's memory.
-fn on_cpu(x: &Tensor<2>) -> bool {
+/// Where a tensor lies, of the places that have operations of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In this process's memory: slices, and the kernels of `bitnet-cpu`.
+    #[allow(dead_code, reason = "not in a build without CPU backends")]
+    Cpu,
+    /// On a GPU: CubeCL kernels.
+    #[allow(dead_code, reason = "not in a build without GPU backends")]
+    Gpu,
+}
+
+/// Where `x` lies; none where the definition has to do.
+fn place(x: &Tensor<2>) -> Option<Place> {
     match x.clone().inner().device().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
+        DispatchDevice::Flex(_) => Some(Place::Cpu),
         #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
-        #[allow(unreachable_patterns, reason = "reached where a GPU backend is compiled in")]
-        _ => false,
+        DispatchDevice::NdArray(_) => Some(Place::Cpu),
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => Some(Place::Gpu),
+        #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
+        _ => None,
     }
 }
 

@@ -1,6 +1,5 @@
 //! The product with a packed weight, as one operation with a gradient for its input.
 
-use bitnet_cpu::{Kernel, PackedTernary};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -9,8 +8,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
 
-use super::cpu::{CpuBackend, dims, quantize, sound, tensor};
-use super::on_cpu;
+use super::place;
 use crate::{ActivationQuant, Bits, PackedLayout, PackedWeight};
 
 /// The product with a packed weight.
@@ -18,6 +16,8 @@ use crate::{ActivationQuant, Bits, PackedLayout, PackedWeight};
     Autodiff,
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(feature = "fusion"),
 )]
 pub(crate) trait PackedOps: Backend {
     /// `acc · (w_scale · x_scale)`.
@@ -25,6 +25,7 @@ pub(crate) trait PackedOps: Backend {
     /// # Shapes
     /// - `x`: f32 `[tokens, d_input]`; `words`, `scales`: those of [`PackedWeight`]
     /// - returns `[tokens, d_output]`
+    #[fusion(dtype = x, shape = burn::tensor::Shape::new([x[0], layout.d_output]))]
     fn packed_linear(
         x: FloatTensor<Self>,
         words: IntTensor<Self>,
@@ -34,6 +35,7 @@ pub(crate) trait PackedOps: Backend {
     ) -> FloatTensor<Self>;
 
     /// `codes · scale`, f32 `[d_output, d_input]`.
+    #[fusion(dtype = scales, shape = burn::tensor::Shape::new([layout.d_output, layout.d_input]))]
     fn packed_dequantize(
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
@@ -51,7 +53,7 @@ pub(crate) fn packed_linear(
         return None;
     };
     let [tokens, _] = x.dims();
-    if tokens == 0 || x.dtype() != DType::F32 || !on_cpu(x) {
+    if tokens == 0 || x.dtype() != DType::F32 || place(x).is_none() {
         return None;
     }
     let y = <Dispatch as PackedOps>::packed_linear(
@@ -62,48 +64,6 @@ pub(crate) fn packed_linear(
         bits,
     );
     Some(Tensor::from_dispatch(y))
-}
-
-impl<B: CpuBackend> PackedOps for B {
-    fn packed_linear(
-        x: FloatTensor<B>,
-        words: IntTensor<B>,
-        scales: FloatTensor<B>,
-        layout: PackedLayout,
-        bits: Bits,
-    ) -> FloatTensor<B> {
-        let [tokens, _] = dims::<B>(&x);
-        let quantized = quantize::<B>(&x, bits);
-        let mut y = vec![0.0; tokens * layout.d_output];
-        with_weight::<B, _>(&words, &scales, layout, |weight| {
-            sound(Kernel::new().matmul(weight, &quantized.codes, &quantized.scales, &mut y));
-        });
-        tensor::<B>(y, [tokens, layout.d_output], &x)
-    }
-
-    fn packed_dequantize(
-        words: IntTensor<B>,
-        scales: FloatTensor<B>,
-        layout: PackedLayout,
-    ) -> FloatTensor<B> {
-        let values = with_weight::<B, _>(&words, &scales, layout, |weight| weight.dequantize());
-        tensor::<B>(values, [layout.d_output, layout.d_input], &scales)
-    }
-}
-
-/// Calls `read` with the weight where it lies.
-fn with_weight<B: CpuBackend, R>(
-    words: &IntTensor<B>,
-    scales: &FloatTensor<B>,
-    layout: PackedLayout,
-    read: impl FnOnce(&PackedTernary) -> R,
-) -> R {
-    let PackedLayout { d_output, d_input, granularity } = layout;
-    B::read_words(words, |words| {
-        B::read(scales, |scales| {
-            read(&sound(PackedTernary::from_words(words, scales, d_output, d_input, granularity)))
-        })
-    })
 }
 
 #[derive(Debug)]

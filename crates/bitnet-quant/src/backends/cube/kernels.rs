@@ -1,0 +1,294 @@
+//! Code that runs on the device. Apart from the rest, because the names of CubeCL's prelude are those of Burn's.
+//!
+//! Every kernel reads and writes contiguous tensors. A cube is a group of units that share memory.
+
+use burn_cubecl::cubecl;
+use cubecl::prelude::*;
+
+/// Rows of a tile, one for each of as many neighbouring units, which so read neighbouring words.
+pub(super) const TILE_ROWS: usize = 32;
+/// Units of a cube that quantizes one token.
+pub(super) const TOKEN_UNITS: usize = 256;
+/// Into how many parts a row's inputs are split: a cube has this many units for each row of a tile.
+pub(super) const SPLITS: usize = 8;
+
+/// The bits of [`crate::EPS`]. Those of floats without a sign are ordered as the floats are, an infinity and then NaN
+/// on top, so the largest magnitude is found among integers, which no device treats in a way of its own.
+const EPS_BITS: u32 = crate::EPS.to_bits();
+const MAGNITUDE: u32 = 0x7fff_ffff;
+
+/// `round(x · t)` within `low..=high`, halves to the even integer; `low` for NaN.
+#[cube]
+fn activation_code(x: f32, t: f32, low: f32, high: f32) -> i32 {
+    let value = f32::round(x * t);
+    let mut code = low;
+    if value > low {
+        code = value;
+    }
+    if code > high {
+        code = high;
+    }
+    i32::cast_from(code)
+}
+
+/// The largest of the units' values, for all of them. Every unit of the cube must call it.
+#[cube]
+fn cube_max(value: u32) -> u32 {
+    let mut shared = Shared::new_slice(TOKEN_UNITS);
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    let mut half = (TOKEN_UNITS / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            shared[unit] = max(shared[unit], shared[unit + half]);
+        }
+        sync_cube();
+        half /= 2;
+    }
+    shared[0]
+}
+
+/// Quantizes one token per cube: absmax, codes and scale, in one pass over memory and one over cache.
+///
+/// The codes are those that [`packed_product`] reads: four of them in a word, the first in its lowest byte, and each
+/// segment padded with zeros to whole blocks of 16.
+///
+/// # Shapes
+/// - `x`: `[tokens, d_input]`
+/// - `codes`: `[tokens, segments · segment_words]`, `scales`: `[tokens]`
+#[cube(launch, address_type = "dynamic")]
+pub(super) fn quantize_tokens(
+    x: &[f32],
+    codes: &mut [u32],
+    scales: &mut [f32],
+    tokens: usize,
+    d_input: usize,
+    segment: usize,
+    segment_words: usize,
+    high: f32,
+) {
+    let token = CUBE_POS;
+    if token >= tokens {
+        terminate!();
+    }
+    let x = &x[token * d_input..(token + 1) * d_input];
+    let mut absmax = EPS_BITS.runtime();
+    let mut at = UNIT_POS as usize;
+    while at < d_input {
+        absmax = max(absmax, u32::reinterpret(x[at]) & MAGNITUDE);
+        at += TOKEN_UNITS;
+    }
+    let t = high / f32::reinterpret(cube_max(absmax));
+    if UNIT_POS == 0 {
+        scales[token] = f32::recip(t);
+    }
+    let words = d_input / segment * segment_words;
+    let mut at = UNIT_POS as usize;
+    while at < words {
+        let start = at % segment_words * 4;
+        let input = at / segment_words * segment + start;
+        let mut word = 0u32;
+        #[unroll]
+        for byte in 0..4usize {
+            if start + byte < segment {
+                let code = activation_code(x[input + byte], t, -high - 1.0, high);
+                word |= (u32::reinterpret(code) & 0xff) << (8 * byte as u32);
+            }
+        }
+        codes[token * words + at] = word;
+        at += TOKEN_UNITS;
+    }
+}
+
+/// Four codes of a word, one per byte, each −1, 0 or 1: the digits 0, 1, 2 of bits 0 and 1 of every byte, less 1.
+#[cube]
+fn ternary_bytes(word: u32) -> i32 {
+    // No byte carries into the next: 2 + 0x7f < 0x100.
+    i32::reinterpret(((word & 0x0303_0303) + 0x7f7f_7f7f) ^ 0x8080_8080)
+}
+
+/// Adds the products of one block, 16 inputs of one row, to the sums of several tokens.
+#[cube]
+fn add_block(
+    sums: &mut Array<i32>,
+    word: u32,
+    codes: &[Vector<u32, Const<4>>],
+    block: usize,
+    blocks: usize,
+    first_token: usize,
+    tokens: usize,
+    #[comptime] cube_tokens: usize,
+) {
+    let w0 = ternary_bytes(word);
+    let w1 = ternary_bytes(word >> 2);
+    let w2 = ternary_bytes(word >> 4);
+    let w3 = ternary_bytes(word >> 6);
+    #[unroll]
+    for t in 0..cube_tokens {
+        // Beyond the last token its sums are computed again, and not written.
+        let token = min(first_token + t, tokens - 1);
+        let x = codes[token * blocks + block];
+        let sum = dp4a(i32::reinterpret(x.extract(0usize)), w0, sums[t]);
+        let sum = dp4a(i32::reinterpret(x.extract(1usize)), w1, sum);
+        let sum = dp4a(i32::reinterpret(x.extract(2usize)), w2, sum);
+        sums[t] = dp4a(i32::reinterpret(x.extract(3usize)), w3, sum);
+    }
+}
+
+/// `acc · (w_scale · x_scale)` where a row has one scale: one cube per tile of 32 rows and `cube_tokens` tokens.
+///
+/// A unit takes every [`SPLITS`]-th block of its row, and the sums of the splits, integers, are added at the end.
+///
+/// # Shapes
+/// - `words`: `[tiles, blocks, 32]`, `w_scales`: `[1]` or `[tiles, 32]`
+/// - `codes`: `[tokens, blocks]` of four words, `x_scales`: `[tokens]`
+/// - `y`: `[tokens, d_output]`
+#[cube(launch, address_type = "dynamic")]
+pub(super) fn packed_product(
+    words: &[u32],
+    w_scales: &[f32],
+    codes: &[Vector<u32, Const<4>>],
+    x_scales: &[f32],
+    y: &mut [f32],
+    tokens: usize,
+    d_output: usize,
+    blocks: usize,
+    #[comptime] per_tensor: bool,
+    #[comptime] cube_tokens: usize,
+) {
+    let tiles = d_output.div_ceil(TILE_ROWS);
+    let (tile, first_token) = (CUBE_POS % tiles, CUBE_POS / tiles * cube_tokens);
+    if first_token >= tokens {
+        terminate!();
+    }
+    let (lane, split) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let mut sums = Array::<i32>::new(cube_tokens);
+    #[unroll]
+    for t in 0..cube_tokens {
+        sums[t] = 0;
+    }
+    let mut block = split;
+    while block < blocks {
+        let word = words[(tile * blocks + block) * TILE_ROWS + lane];
+        add_block(&mut sums, word, codes, block, blocks, first_token, tokens, cube_tokens);
+        block += SPLITS;
+    }
+    let mut shared = Shared::new_slice(SPLITS * cube_tokens * TILE_ROWS);
+    #[unroll]
+    for t in 0..cube_tokens {
+        shared[(split * cube_tokens + t) * TILE_ROWS + lane] = sums[t];
+    }
+    sync_cube();
+    // From here the second axis of the cube counts tokens.
+    let (t, row) = (split, tile * TILE_ROWS + lane);
+    let token = first_token + t;
+    if t < cube_tokens && token < tokens && row < d_output {
+        let mut sum = 0i32;
+        for split in 0..SPLITS {
+            sum += shared[(split * cube_tokens + t) * TILE_ROWS + lane];
+        }
+        let scale = if per_tensor { w_scales[0] } else { w_scales[row] };
+        y[token * d_output + row] = f32::cast_from(sum) * (scale * x_scales[token]);
+    }
+}
+
+/// [`packed_product`] where a row has a scale per segment: the segments' products are added in ascending order.
+///
+/// [`SPLITS`] segments are multiplied at a time, each by one split, and then added in their order.
+///
+/// # Shapes
+/// - `words`: `[tiles, segments · segment_blocks, 32]`, `w_scales`: `[tiles, segments, 32]`
+/// - the others as in [`packed_product`]
+#[cube(launch, address_type = "dynamic")]
+pub(super) fn packed_product_of_groups(
+    words: &[u32],
+    w_scales: &[f32],
+    codes: &[Vector<u32, Const<4>>],
+    x_scales: &[f32],
+    y: &mut [f32],
+    tokens: usize,
+    d_output: usize,
+    segments: usize,
+    segment_blocks: usize,
+    #[comptime] cube_tokens: usize,
+) {
+    let blocks = segments * segment_blocks;
+    let tiles = d_output.div_ceil(TILE_ROWS);
+    let (tile, first_token) = (CUBE_POS % tiles, CUBE_POS / tiles * cube_tokens);
+    if first_token >= tokens {
+        terminate!();
+    }
+    let (lane, split) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let row = tile * TILE_ROWS + lane;
+    let mut shared = Shared::new_slice(SPLITS * cube_tokens * TILE_ROWS);
+    let mut sums = Array::<i32>::new(cube_tokens);
+    let mut total = 0.0f32;
+    let mut first_segment = 0usize.runtime();
+    while first_segment < segments {
+        let segment = first_segment + split;
+        if segment < segments {
+            #[unroll]
+            for t in 0..cube_tokens {
+                sums[t] = 0;
+            }
+            for at in 0..segment_blocks {
+                let block = segment * segment_blocks + at;
+                let word = words[(tile * blocks + block) * TILE_ROWS + lane];
+                add_block(&mut sums, word, codes, block, blocks, first_token, tokens, cube_tokens);
+            }
+            let scale = w_scales[(tile * segments + segment) * TILE_ROWS + lane];
+            #[unroll]
+            for t in 0..cube_tokens {
+                let x_scale = x_scales[min(first_token + t, tokens - 1)];
+                shared[(split * cube_tokens + t) * TILE_ROWS + lane] =
+                    f32::cast_from(sums[t]) * (scale * x_scale);
+            }
+        }
+        sync_cube();
+        // Here the second axis of the cube counts tokens.
+        if split < cube_tokens {
+            for at in 0..min(segments - first_segment, SPLITS) {
+                total += shared[(at * cube_tokens + split) * TILE_ROWS + lane];
+            }
+        }
+        sync_cube();
+        first_segment += SPLITS;
+    }
+    let token = first_token + split;
+    if split < cube_tokens && token < tokens && row < d_output {
+        y[token * d_output + row] = total;
+    }
+}
+
+/// `codes · scale` of a packed weight, one unit per value.
+///
+/// # Shapes
+/// - `words`: `[tiles, segments · segment_blocks, 32]`, `scales`: `[1]` or `[tiles, segments, 32]`
+/// - `w`: `[d_output, d_input]`
+#[cube(launch, address_type = "dynamic")]
+pub(super) fn packed_dequantize(
+    words: &[u32],
+    scales: &[f32],
+    w: &mut [f32],
+    d_output: usize,
+    d_input: usize,
+    segment: usize,
+    segment_blocks: usize,
+    #[comptime] per_tensor: bool,
+) {
+    let (row, input) = (ABSOLUTE_POS / d_input, ABSOLUTE_POS % d_input);
+    if row >= d_output {
+        terminate!();
+    }
+    let (tile, lane) = (row / TILE_ROWS, row % TILE_ROWS);
+    let (at, within) = (input / segment, input % segment);
+    let segments = d_input / segment;
+    let block = at * segment_blocks + within / 16;
+    let word = words[(tile * segments * segment_blocks + block) * TILE_ROWS + lane];
+    // Byte k holds the inputs k, 4 + k, 8 + k and 12 + k, from its lowest bits up.
+    let place = (within % 16) as u32;
+    let digit = (word >> (8 * (place % 4) + 2 * (place / 4))) & 3;
+    let scale = if per_tensor { scales[0] } else { scales[(tile * segments + at) * TILE_ROWS + lane] };
+    w[ABSOLUTE_POS] = (f32::cast_from(digit) - 1.0) * scale;
+}
