@@ -40,6 +40,14 @@ pub(crate) enum Error {
     #[error("cannot read the output of `cargo metadata`: {reason}")]
     Metadata { reason: String },
 
+    /// Neither HOME nor a variable that names the folder is set.
+    #[error("no folder for the Python environment: set BITNET_INTEROP_ENV")]
+    NoCacheFolder,
+
+    /// A package without a version in the requirements file.
+    #[error("tests/interop/requirements.txt has no line `{package}==VERSION`")]
+    NotPinned { package: String },
+
     /// A file of the workspace could not be read or written.
     #[error("cannot access {}", .path.display())]
     File { path: PathBuf, source: std::io::Error },

@@ -5,6 +5,7 @@
 //! | `smoke-train` | the main job: a dense checkpoint is converted to BitNet and trained, and the result is checked |
 //! | `make-small-model` | trains the small dense checkpoint that the repository carries |
 //! | `test` | unit tests, doc tests, and the cross-crate suites, one process per backend |
+//! | `interop` | the exports in transformers, the gguf package and llama.cpp; writes docs/interop.md |
 //! | `downstream` | builds and runs the example crate outside of the workspace |
 //! | `ci` | all of the above checks and the lints; `ci deps` alone checks which crate depends on which |
 //!
@@ -17,6 +18,7 @@ mod device;
 mod downstream;
 mod error;
 mod example;
+mod interop;
 mod test;
 
 use std::process::ExitCode;
@@ -48,6 +50,8 @@ enum Task {
     MakeSmallModel(example::SmallModel),
     /// Run all tests: units, documentation, and the suites of every backend that is present
     Test(test::Options),
+    /// Prove the exports against transformers, the gguf package and llama.cpp (release build, Python)
+    Interop(interop::Options),
     /// Build and run the example crate outside of the workspace
     Downstream,
     /// Run everything that continuous integration runs
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Task::SmokeTrain(smoke) => example::run(&cargo, "smoke_train", &smoke.flags),
         Task::MakeSmallModel(small) => example::run(&cargo, "make_small_model", &small.flags),
         Task::Test(options) => test::run(&cargo, &options),
+        Task::Interop(options) => interop::run(&cargo, &options),
         Task::Downstream => downstream::run(&cargo),
         Task::Ci(options) => ci::run(&cargo, &options),
     };

@@ -1,0 +1,63 @@
+"""Models in transformers: as it runs a folder, and with the arithmetic of another engine in place of its linear maps."""
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from ternary import PROJECTIONS, Emulated, exact, f16, projections, tensors
+
+
+
+def load(folder: Path):
+    """The folder in transformers, in f32, with every tensor of the file used and none missing."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+                                                       output_loading_info=True)
+    for tensor in [*model.parameters(), *model.buffers()]:  # transformers leaves bf16 tensors of a quantized folder as they are
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    if not set(info["missing_keys"]) <= tied or info["unexpected_keys"]:
+        raise ValueError(f"{folder.name}: missing {info['missing_keys']}, unexpected {info['unexpected_keys']}")
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids, use_cache=False).logits.float()
+
+
+def dense_twin(folder: Path):
+    """The architecture of a latent folder without quantization, holding its latent weights."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    with tempfile.TemporaryDirectory() as work:
+        Path(work, "config.json").write_text(json.dumps(config))
+        save_file(tensors(folder), Path(work, "model.safetensors"), metadata={"format": "pt"})
+        return load(Path(work))
+
+
+def emulated(folder: Path, rounding, types: dict[str, str] | None = None, rounding_f16=exact):
+    """A latent folder's model with ternary weights, the inputs of its projections rounded by `rounding`.
+
+    `types` (GGUF tensor name -> type) are those of a file: what is F16 there, embedding and head included, has its values
+    rounded to f16, and its inputs by `rounding_f16` instead."""
+    model, types = dense_twin(folder), types or {}
+    for layer, ternary in projections(folder).items():
+        number, name = layer.split(".")[2], ".".join(layer.split(".")[3:])
+        linear = model.get_submodule(layer)
+        if types.get(f"blk.{number}.{PROJECTIONS[name]}.weight") == "F16":
+            replaced = Emulated(f16(ternary.codes * ternary.scale), 1.0, linear.bias, rounding_f16)
+        else:
+            replaced = Emulated(ternary.codes, ternary.scale, linear.bias, rounding)
+        model.set_submodule(layer, replaced)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings().weight.data
+    if types.get("token_embd.weight") == "F16":
+        embedding.weight = torch.nn.Parameter(f16(embedding.weight.data))
+    if types.get("output.weight", types.get("token_embd.weight")) == "F16":
+        model.set_output_embeddings(Emulated(f16(head), 1.0, None, rounding_f16))
+    else:
+        model.set_output_embeddings(Emulated(head, 1.0, None, exact))
+    return model

@@ -1,0 +1,105 @@
+"""Activations next to a tie: the run of a reference that rounds them as another engine did.
+
+An activation a few units in the last place from a tie is rounded apart by equally valid orders of summation, and all
+that follows differs by that code: logits move by up to 1e-1, more with every layer. So `nearest` looks for those that the
+other engine rounded the other way: at the first token of a row whose logits differ, among the ties of that token (one or
+two, usually), keeping what brings its logits nearer. That mends no wrong weight, scale or formula: every token would know.
+"""
+import itertools
+from contextlib import contextmanager
+
+import torch
+from transformers.integrations import bitnet
+
+MARGIN = 1e-4  # codes between an activation and a tie for both roundings to be valid
+SAME = 3e-5  # mean difference of a token's logits that the order of summation explains
+
+
+class Ties:
+    """One run: the ties that it met, and those that it rounds the other way, for each row as (token, call, place)."""
+
+    def __init__(self, moved: list[set]):
+        self.moved, self.met = moved, [set() for _ in moved]
+        self.call, self.last = -1, None
+
+    def across(self, x, t):
+        """`x` [batch, seq, d] with the moved ones on the other side of the tie of `x * t`; the same x again is the same call."""
+        if x is not self.last:
+            self.call, self.last = self.call + 1, x
+        codes, y, t = x * t, x.clone(), t.expand_as(x)
+        tie = codes.floor() + 0.5
+        for row, token, place in ((codes - tie).abs() < MARGIN).nonzero().tolist():
+            self.met[row].add((token, self.call, place))
+        for row, moved in enumerate(self.moved):
+            for token, call, place in moved:
+                if call == self.call:
+                    at = row, token, place
+                    y[at] = (tie[at] + (MARGIN if codes[at].round() < tie[at] else -MARGIN)) / t[at]
+        return y
+
+
+RUN: Ties | None = None  # the run in progress
+
+
+def across(x, t):
+    """What a quantizer with the factor `t` takes instead of `x`."""
+    return x if RUN is None else RUN.across(x, t)
+
+
+def per_token(x):
+    return 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+
+
+@contextmanager
+def in_transformers():
+    """transformers' own quantizers, of both its classes of linear maps, ask `across`."""
+    auto, packed = bitnet.ActQuant, bitnet.BitLinear.activation_quant
+
+    class ActQuant:
+        @staticmethod
+        def apply(x):
+            return auto.apply(across(x, per_token(x)))
+
+    bitnet.ActQuant = ActQuant
+    bitnet.BitLinear.activation_quant = lambda self, x: packed(self, across(x, per_token(x)))
+    try:
+        yield
+    finally:
+        bitnet.ActQuant, bitnet.BitLinear.activation_quant = auto, packed
+
+
+def run(model, ids, moved):
+    global RUN
+    RUN = Ties(moved)
+    try:
+        with torch.no_grad(), in_transformers():
+            return model(ids, use_cache=False).logits.float(), RUN.met
+    finally:
+        RUN = None
+
+
+def nearest(model, ids, found):
+    """The run of `model` on `ids` [batch, seq] that is nearest to the logits `found`, and how many activations it moved."""
+    rows = [nearest_row(model, ids[i : i + 1], found[i : i + 1]) for i in range(len(ids))]
+    return torch.cat([logits for logits, _ in rows]), sum(n for _, n in rows)
+
+
+def nearest_row(model, ids, found):
+    moved, given_up = set(), 0  # tokens before `given_up` are settled
+    logits, met = run(model, ids, [moved])
+    while True:
+        off = (logits - found).abs().mean(-1)[0]
+        differ = [token for token in range(given_up, ids.shape[1]) if off[token] > SAME]
+        if not differ:
+            return logits, len(moved)
+        token = differ[0]
+        # Its own ties alone and in pairs, then those of tokens before it, which may show only now, through attention.
+        own = sorted(tie for tie in met[0] if tie[0] == token)
+        before = sorted((tie for tie in met[0] if tie[0] < token), key=lambda tie: (-tie[0], tie[1]))
+        for some in map(set, [*zip(own), *itertools.combinations(own, 2), *zip(before)]):
+            logits_now, met_now = run(model, ids, [moved ^ some])
+            if (logits_now - found)[0, token].abs().mean() < 0.7 * off[token]:
+                moved, logits, met = moved ^ some, logits_now, met_now
+                break
+        else:
+            given_up = token + 1
