@@ -20,6 +20,7 @@ pub mod check;
 pub mod checkpoints;
 pub mod convert;
 pub mod generate;
+pub mod gguf;
 pub mod golden;
 pub mod hf;
 pub mod layers_cases;
@@ -66,6 +67,9 @@ macro_rules! suite {
             generate: greedy_tokens_are_the_references, the_cache_changes_nothing,
                 dynamic_rope_generates_beyond_its_positions, sampling_follows_its_seed,
                 a_stop_token_ends_the_text, bad_sampling_settings_are_refused;
+            gguf: codes_survive_every_type, finer_scales_stand_in_the_blocks, dense_models_come_back,
+                rope_scaling_comes_back, biases_come_back, the_type_follows_the_widths, what_cannot_run_is_refused,
+                metadata_that_are_not_computed_here, damaged_gguf_files, files_of_others_are_read;
             convert: lambda_zero_is_the_dense_model, every_tensor_is_reported, excluded_slots_stay_dense,
                 conversion_is_idempotent, a_conversion_in_two_steps_is_that_of_one,
                 auto_conversion_knows_what_is_bitnet, quantization_settings_reach_every_slot,

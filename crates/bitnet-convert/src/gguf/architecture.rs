@@ -347,3 +347,113 @@ pub(super) fn context_length(architecture: &Architecture, model: &CausalLmConfig
         None => (model.max_positions, None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_model::RopeConfig;
+
+    fn llama() -> CausalLmConfig {
+        CausalLmConfig::new(512, 64, 160, 2, 4).with_tied_head(true)
+    }
+
+    fn choose(
+        model: &CausalLmConfig,
+        model_type: ModelType,
+        sub_norms: SubNormUse,
+    ) -> Result<&'static str, Misfit> {
+        let traits = Traits { model, model_type, sub_norms, for_bitnet_cpp: false };
+        Architecture::choose(&traits).map(|architecture| architecture.name)
+    }
+
+    #[test]
+    fn models_run_where_they_belong_or_elsewhere() {
+        use ModelType::{Gemma, Gemma2, Llama, Mistral, Qwen2, Qwen3};
+        let qwen2 = llama().with_qkv_bias(true);
+        let qwen3 = llama().with_qk_norm(true).with_head_dim(Some(32));
+        let gemma = llama().with_activation(Activation::GeluTanh).with_embedding_scale(8.0);
+        let capped = gemma.clone().with_attention_softcap(Some(50.0)).with_logit_softcap(Some(30.0));
+        let gemma2 = capped.with_post_norms(true);
+        for (model, model_type, expected) in [
+            (llama(), Llama, "llama"),
+            (llama(), Mistral, "llama"),
+            (qwen2.clone(), Qwen2, "qwen2"),
+            (qwen2.with_head_dim(Some(32)), Qwen2, "llama"),
+            (qwen3, Qwen3, "qwen3"),
+            (gemma, Gemma, "gemma"),
+            (gemma2.clone(), Gemma2, "gemma2"),
+            (CausalLmConfig { n_layers: 46, ..gemma2 }.with_attention_scale(Some(0.25)), Gemma2, "gemma2"),
+        ] {
+            assert_eq!(choose(&model, model_type, SubNormUse::None).unwrap(), expected, "{model:?}");
+        }
+        assert_eq!(choose(&llama(), Llama, SubNormUse::Output).unwrap(), "bitnet");
+        for for_bitnet_cpp in [false, true] {
+            let model = llama().with_activation(Activation::Relu2);
+            let (sub_norms, model_type) = (SubNormUse::Output, ModelType::BitNet);
+            let traits = Traits { model: &model, model_type, sub_norms, for_bitnet_cpp };
+            let found = Architecture::choose(&traits);
+            match for_bitnet_cpp {
+                true => assert_eq!(found.unwrap().name, "bitnet-b1.58"),
+                false => assert_eq!(found.unwrap_err().nearest, "bitnet"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_misfit_is_named() {
+        let scaled = |scaling| llama().with_rope(RopeConfig { theta: 10_000.0, scaling });
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 64,
+        };
+        let other = SubNormUse::Other("norms of another kind".into());
+        for (model, sub_norms, expected) in [
+            (CausalLmConfig { n_layers: 513, ..llama() }, SubNormUse::None, "513 layers"),
+            (llama().with_activation(Activation::Gelu), SubNormUse::None, "Gelu"),
+            (llama(), other, "norms of another kind"),
+            (llama().with_qkv_bias(true), SubNormUse::Output, "query, key and value"),
+            (llama().with_output_bias(true), SubNormUse::Output, "biases of the output"),
+            (llama().with_mlp_bias(true), SubNormUse::Output, "gate, up and down"),
+            (
+                llama().with_qk_norm(true).with_mlp_bias(true),
+                SubNormUse::None,
+                "no norms of queries and keys",
+            ),
+            (llama().with_post_norms(true), SubNormUse::None, "after attention and MLP"),
+            (llama().with_tied_head(false), SubNormUse::Output, "its own"),
+            (llama().with_head_dim(Some(32)), SubNormUse::Output, "4 heads of 32"),
+            (llama().with_embedding_scale(2.0), SubNormUse::None, "embedded tokens times 2"),
+            (llama().with_attention_scale(Some(0.5)), SubNormUse::None, "attention scores times 0.5"),
+            (llama().with_attention_softcap(Some(50.0)), SubNormUse::None, "does not cap attention scores"),
+            (llama().with_logit_softcap(Some(30.0)), SubNormUse::None, "does not cap logits"),
+            (scaled(llama3), SubNormUse::Output, "frequency factors"),
+        ] {
+            let Misfit { reasons, .. } = choose(&model, ModelType::Llama, sub_norms).unwrap_err();
+            assert!(reasons.iter().any(|reason| reason.contains(expected)), "{expected}: {reasons:?}");
+        }
+        let bitnet = choose(&llama(), ModelType::BitNet, SubNormUse::None);
+        assert_eq!(bitnet.unwrap(), "llama", "an architecture without norms runs what has none");
+    }
+
+    #[test]
+    fn the_context_ends_where_llama_cpp_would_differ() {
+        let window = |sliding| llama().with_max_positions(100).with_sliding(sliding);
+        let some = |layers: [bool; 2]| SlidingLayers::Some { window: 8, layers: layers.into() };
+        for (model, architecture, expected) in [
+            (window(SlidingLayers::None), LLAMA, 100),
+            (window(SlidingLayers::All(8)), LLAMA, 8),
+            (window(SlidingLayers::All(200)), LLAMA, 100),
+            (window(some([true, false])), QWEN2, 8),
+            (window(some([false, false])), QWEN2, 100),
+            (window(some([true, false])), GEMMA2, 100),
+        ] {
+            let (found, why) = context_length(&architecture, &model);
+            assert_eq!((found, why.is_some()), (expected, expected == 8), "{model:?}");
+        }
+        let dynamic = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Dynamic { factor: 2.0 } };
+        let (found, why) = context_length(&LLAMA, &window(SlidingLayers::None).with_rope(dynamic));
+        assert_eq!((found, why.is_some()), (100, true));
+    }
+}

@@ -6,12 +6,10 @@ use std::path::Path;
 
 use bitnet_format::FormatError;
 use bitnet_format::gguf::{Header, TensorType, Writer};
-use bitnet_layers::SubLnOrigin;
-use bitnet_model::SubNorms;
 
 use super::architecture::{self, Architecture, Misfit, SubNormUse, Traits};
 use super::hyperparameters;
-use super::names::{FREQUENCY_FACTORS, Part};
+use super::names::{self, FREQUENCY_FACTORS, Part};
 use super::options::{GgufOptions, GgufType};
 use super::packing::{GRANULARITY_KEY, I2S_KEY, Packing, granularity_name, i2_s_name};
 use super::plan::{self, Data, Step};
@@ -151,30 +149,22 @@ fn choose(source: &dyn Source, weights: GgufType) -> Result<&'static Architectur
 
 /// Which sub-norms a model has, native and inserted ones alike.
 fn sub_norms(entries: &[Entry], config: &HfConfig) -> SubNormUse {
-    let gains: Vec<&str> =
-        entries.iter().filter_map(|entry| entry.path.strip_suffix(".sub_norm.norm.gain")).collect();
-    if gains.is_empty() {
-        return SubNormUse::None;
+    let (model, state) = (config.model(), config.bitnet.as_ref());
+    let inserted = state.filter(|state| state.sub_norm != Placement::None);
+    let gains: Vec<&Entry> =
+        entries.iter().filter(|entry| entry.path.ends_with(".sub_norm.norm.gain")).collect();
+    if let Some(other) = gains.iter().find(|entry| names::to_gguf(&entry.path).is_none()) {
+        return SubNormUse::Other(format!("the SubLN `{}`", other.name));
     }
-    let model = config.model();
-    let is_output = |slot: &str| slot.ends_with(".output") || slot.ends_with(".down");
-    let inserted = config.bitnet.as_ref().filter(|state| state.sub_norm != Placement::None);
-    if let Some(other) = gains.iter().find(|slot| !is_output(slot)) {
-        return SubNormUse::Other(format!("a SubLN before `{other}`"));
-    }
-    if gains.len() != 2 * model.n_layers {
-        let found =
-            format!("a SubLN before {} of {} output and down projections", gains.len(), 2 * model.n_layers);
-        return SubNormUse::Other(found);
-    }
+    let everywhere = 2 * model.n_layers;
     match inserted.and_then(|state| state.sub_norm_eps) {
+        _ if gains.is_empty() => SubNormUse::None,
+        _ if gains.len() != everywhere => {
+            let found = format!("a SubLN before {} of {everywhere} output and down projections", gains.len());
+            SubNormUse::Other(found)
+        }
         Some(eps) if eps as f32 != model.norm_eps as f32 => {
             SubNormUse::Other(format!("a SubLN with epsilon {eps}, other norms with {}", model.norm_eps))
-        }
-        _ if model.sub_norms == SubNorms::Output
-            && inserted.is_some_and(|state| state.origin == SubLnOrigin::Inserted) =>
-        {
-            SubNormUse::Other("SubLN twice".into())
         }
         _ => SubNormUse::Output,
     }

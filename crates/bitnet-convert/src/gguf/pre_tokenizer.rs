@@ -38,7 +38,8 @@ const KNOWN: [Known; 13] = {
         Known { name, ignore_merges, splits, differs: None }
     }
     const CASE: Option<&str> = Some(
-        "llama.cpp tells upper from lower case in ASCII only: a few words in other scripts get other tokens",
+        "llama.cpp knows upper and lower case in ASCII only, and no combining marks: words of other scripts may get \
+         other tokens",
     );
     [
         exact("gpt-2", false, &[GPT2]),
