@@ -330,6 +330,13 @@ pub fn the_type_follows_the_widths(device: &Device) {
     let back = imported(&path, device);
     assert_eq!(packed(&back.model).len(), 21, "F16 weights are ternary too");
 
+    let bf16 = GgufOptions { embedding: Some(WeightType::BF16), ..GgufOptions::default() };
+    let (_folder, path, report) = exported(&narrow, &bf16);
+    assert_eq!(report.tensors[0].kind, "BF16");
+    let [found, expected] =
+        [&imported(&path, device), &narrow].map(|c| values(c.model.embedding.weight.val()));
+    assert_close_relative("embedding in bf16", &found, &expected, 1.0 / 256.0);
+
     let (_folder, _, report) = exported(&narrow, &of(GgufType::Tq2_0));
     assert!(report.tensors.iter().all(|tensor| tensor.kind != "TQ2_0"), "no width is a multiple of 256");
     let (_folder, _, report) = exported(&dense("llama_tied", device), &GgufOptions::default());
@@ -390,6 +397,11 @@ pub fn what_cannot_run_is_refused(device: &Device) {
     let again = GgufOptions { any_lambda: true, overwrite: true, ..of(GgufType::F32) };
     export(&warming, &path, &again).unwrap();
     assert_ne!(fs::read(&path).unwrap(), written);
+    fs::remove_file(&path).unwrap();
+
+    fs::write(&path, "a file").unwrap();
+    let error = export(&relu2, &path.join("model.gguf"), &of(GgufType::I2sX86)).unwrap_err();
+    assert!(matches!(&error, ConvertError::Write { .. }), "a folder that is a file: {error}");
     fs::remove_file(&path).unwrap();
 
     let beyond = scratch("llama_tied");

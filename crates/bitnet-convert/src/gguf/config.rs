@@ -118,7 +118,7 @@ fn raw(
         let pattern = metadata.flags("attention.sliding_window_pattern")?;
         let is_sliding = |layer: usize| match &pattern {
             Some(layers) => layers.get(layer).copied().unwrap_or(false),
-            None => layer % 2 == 0,
+            None => layer.is_multiple_of(2),
         };
         let name = |layer| if is_sliding(layer) { "sliding_attention" } else { "full_attention" };
         if n_layers <= file.tensors().count() {
