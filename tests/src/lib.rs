@@ -67,7 +67,7 @@ macro_rules! suite {
             generate: greedy_tokens_are_the_references, the_cache_changes_nothing,
                 dynamic_rope_generates_beyond_its_positions, sampling_follows_its_seed,
                 a_stop_token_ends_the_text, bad_sampling_settings_are_refused;
-            gguf: codes_survive_every_type, finer_scales_stand_in_the_blocks, dense_models_come_back,
+            gguf: codes_survive_every_type, floats_are_weights_alone, finer_scales_stand_in_the_blocks, dense_models_come_back,
                 rope_scaling_comes_back, biases_come_back, the_type_follows_the_widths, what_cannot_run_is_refused,
                 metadata_that_are_not_computed_here, damaged_gguf_files, files_of_others_are_read;
             convert: lambda_zero_is_the_dense_model, every_tensor_is_reported, excluded_slots_stay_dense,

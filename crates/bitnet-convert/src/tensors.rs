@@ -22,8 +22,8 @@ enum Inner<'a> {
 impl<'a> Tensors<'a> {
     /// Opens a Hugging Face folder with one safetensors file or shards, or a GGUF file, memory-mapped.
     ///
-    /// Of a GGUF file every slot whose weight is ternary comes out packed, whatever type it is stored in; its tokenizer
-    /// is not read.
+    /// Of a GGUF file every slot whose weight is ternary comes out packed, whatever type it is stored in; where all are
+    /// stored as floats, activations are not quantized, as in llama.cpp. Its tokenizer is not read.
     ///
     /// # Errors
     /// Those of [`load`](crate::load) except [`ConvertError::NotFinite`]: nothing is read yet.

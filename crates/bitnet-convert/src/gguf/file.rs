@@ -7,7 +7,7 @@ use std::path::Path;
 use bitnet_format::gguf::{Gguf, Tensor, TensorType};
 use bitnet_format::{Granularity, HfScale, I2sLayout, TernaryMatrix, WeightScale};
 use bitnet_layers::SubLnOrigin;
-use bitnet_quant::Quantization;
+use bitnet_quant::{ActivationQuant, Quantization};
 
 use super::architecture::Architecture;
 use super::metadata::wrong;
@@ -22,8 +22,8 @@ use crate::{ConvertError, HfConfig, Layout, LoadOptions, Placement, TensorProble
 
 /// A GGUF file, memory-mapped.
 ///
-/// Weights of slots that are ternary are codes and scales, whatever type they have. Tokenizers are not made of the
-/// file's metadata.
+/// Weights of slots that are ternary are codes and scales, whatever type they have; a file that holds them as floats
+/// alone has activations that are not quantized, as in llama.cpp. Tokenizers are not made of the file's metadata.
 pub(crate) struct GgufFile {
     mapped: Mapped,
     architecture: &'static Architecture,
@@ -148,8 +148,14 @@ impl GgufFile {
                 dense.push(entry.name.trim_end_matches(".weight").to_owned());
             }
         }
+        // Beside floats llama.cpp does not quantize activations, and a file is what it computes with it.
+        let is_packed = |path: &String| matches!(self.tensors[path].form, Form::Packed(_));
+        let activation = match found.keys().any(is_packed) {
+            true => ActivationQuant::default(),
+            false => ActivationQuant::Off,
+        };
         self.config.bitnet = Some(BitNetState {
-            quantization: Quantization { weight: granularity, ..Quantization::default() },
+            quantization: Quantization { weight: granularity, activation },
             sub_norm: Placement::None,
             origin: SubLnOrigin::Native,
             sub_norm_eps: None,
