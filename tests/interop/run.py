@@ -24,6 +24,7 @@ import check_gguf
 import check_llama
 import check_refusals
 import check_sizes
+import check_tokenizers
 import check_transformers
 import libggml
 from command import Bitnet
@@ -37,6 +38,7 @@ CHECKS = {
     "llama-ternary": ("llama.cpp, ternary types", check_llama.ternary_files),
     "emulation": ("llama.cpp's arithmetic, emulated", check_llama.emulation),
     "tokenizer": ("The tokenizer in the file", check_llama.tokenizer),
+    "tokenizers": ("Tokenizers of every kind", check_tokenizers.run),
     "sizes": ("Sizes on disk", check_sizes.run),
     "refusals": ("Refused", check_refusals.run),
 }
