@@ -30,6 +30,7 @@ pub mod layers_weight_only;
 pub mod pack;
 pub mod quant_activation;
 pub mod quant_linear;
+pub mod quant_operands;
 pub mod quant_packed;
 pub mod quant_weight;
 pub mod training_step;
@@ -49,6 +50,7 @@ macro_rules! suite {
             quant_linear: forward_quantized, forward_at_lambda, gradient_vectors, gradients_are_straight_through,
                 frozen_operands, the_fused_layer_is_the_reference, gradient_checkpointing_changes_nothing,
                 quantized_exactly, dense_exactly, half_precision;
+            quant_operands: weights_of_every_length, inputs_of_every_length, what_is_not_finite_shows;
             quant_packed: acceptance, the_operation_is_the_reference, groups, packing_changes_nothing,
                 codes_are_exact, the_widest_row_is_exact, gradient, what_is_not_finite_shows,
                 unpacking_undoes_packing;

@@ -33,7 +33,7 @@ pub fn acceptance(device: &Device) {
 /// shapes, one token, one row, every granularity and width. Where a device does not divide exactly, its compiler may
 /// round the two scales differently.
 pub fn the_operation_is_the_reference(device: &Device) {
-    let shapes = [(1, 4, 1), (1, 100, 33), (2, 36, 5), (3, 100, 64), (5, 16, 31), (9, 260, 40), (16, 48, 96)];
+    let shapes = [(1, 4, 1), (1, 100, 33), (2, 36, 5), (3, 100, 64), (5, 16, 31), (9, 260, 40), (40, 52, 96)];
     let exact = divides_exactly(device);
     for (i, (tokens, d_input, d_output)) in shapes.into_iter().enumerate() {
         for granularity in [Granularity::Tensor, Granularity::Row, Granularity::Group(4)] {

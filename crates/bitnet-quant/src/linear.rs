@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Tensor, module::linear};
 use serde::{Deserialize, Serialize};
 
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 use crate::backends::bit_linear as fused;
 use crate::weight::absmean;
 use crate::{ActivationQuant, Granularity, QuantizedActivations, quantize_activations, straight_through};
@@ -128,8 +128,8 @@ pub(crate) fn integer_product(x: &QuantizedActivations<2>, codes: Tensor<3>, sca
     (1..segments).fold(product(0), |sum, at| sum + product(at))
 }
 
-/// There is a fused operation for CPU backends only.
-#[cfg(not(any(feature = "flex", feature = "ndarray")))]
+/// Without a backend there is no operation of its own.
+#[cfg(not(any(feature = "flex", feature = "ndarray", feature = "cube")))]
 fn fused(_: &Tensor<2>, _: &Tensor<2>, _: Quantization, _: f32) -> Option<Tensor<2>> {
     None
 }

@@ -10,8 +10,8 @@ use crate::linear::integer_product;
 use crate::{ActivationQuant, Granularity, QuantError, quantize_activations, straight_through};
 
 /// Output rows of a tile, inputs of a block: the layout of [`PackedTernary`].
-const TILE_ROWS: usize = 32;
-const BLOCK_INPUTS: usize = 16;
+pub(crate) const TILE_ROWS: usize = 32;
+pub(crate) const BLOCK_INPUTS: usize = 16;
 
 /// The shape of a packed weight, and what shares a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,20 @@ impl PackedLayout {
         match self.granularity {
             Granularity::Tensor | Granularity::Row => self.d_input,
             Granularity::Group(group) => group,
+        }
+    }
+
+    /// `[tiles, blocks, 32]`; every segment is padded to whole blocks.
+    pub(crate) fn words_shape(self) -> [usize; 3] {
+        let blocks = self.d_input / self.segment() * self.segment().div_ceil(BLOCK_INPUTS);
+        [self.d_output.div_ceil(TILE_ROWS), blocks, TILE_ROWS]
+    }
+
+    /// `[1, 1, 1]` per tensor, otherwise `[tiles, segments, 32]`.
+    pub(crate) fn scales_shape(self) -> [usize; 3] {
+        match self.granularity {
+            Granularity::Tensor => [1, 1, 1],
+            _ => [self.d_output.div_ceil(TILE_ROWS), self.d_input / self.segment(), TILE_ROWS],
         }
     }
 }
@@ -60,19 +74,13 @@ impl PackedWeight {
         let packed = PackedTernary::pack(ternary.codes(), &scales, d_output, d_input, granularity)
             .map_err(QuantError::Packed)?;
         let (words, scales) = packed.into_parts();
-        let tiles = d_output.div_ceil(TILE_ROWS);
-        let blocks = words.len() / (tiles * TILE_ROWS);
-        let scale_shape = match granularity {
-            Granularity::Tensor => [1, 1, 1],
-            _ => [tiles, scales.len() / (tiles * TILE_ROWS), TILE_ROWS],
-        };
+        let layout = PackedLayout { d_output, d_input, granularity };
+        let words = TensorData::new(words, layout.words_shape());
+        let scales = TensorData::new(scales, layout.scales_shape());
         Ok(Self {
-            words: Tensor::from_data(
-                TensorData::new(words, [tiles, blocks, TILE_ROWS]),
-                (device, DType::I32),
-            ),
-            scales: Tensor::from_data(TensorData::new(scales, scale_shape), (device, DType::F32)),
-            layout: PackedLayout { d_output, d_input, granularity },
+            words: Tensor::from_data(words, (device, DType::I32)),
+            scales: Tensor::from_data(scales, (device, DType::F32)),
+            layout,
         })
     }
 

@@ -9,6 +9,7 @@ use burn::backend::tensor::{Device, FloatTensor, IntTensor};
 use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
+use super::autodiff::LayerBackend;
 use crate::{ActivationQuant, Bits, Granularity, Quantization};
 
 /// A backend whose tensors can be read as slices.
@@ -161,5 +162,30 @@ pub(crate) fn sound<T>(result: Result<T, bitnet_cpu::CpuError>) -> T {
     match result {
         Ok(value) => value,
         Err(error) => unreachable!("the layer's own shapes do not fit: {error}"),
+    }
+}
+
+impl<B: CpuBackend> LayerBackend for B {
+    type Codes = SavedCodes;
+
+    fn forward(
+        x: FloatTensor<B>,
+        weight: FloatTensor<B>,
+        quantization: Quantization,
+        lambda: f32,
+    ) -> (FloatTensor<B>, Option<SavedCodes>) {
+        forward::<B>(x, weight, quantization, lambda)
+    }
+
+    fn effective_input(x: FloatTensor<B>, quant: ActivationQuant, lambda: f32) -> FloatTensor<B> {
+        effective_input::<B>(x, quant, lambda)
+    }
+
+    fn effective_weight(weight: FloatTensor<B>, granularity: Granularity, lambda: f32) -> FloatTensor<B> {
+        effective_weight::<B>(&weight, granularity, lambda)
+    }
+
+    fn input_from_codes(codes: SavedCodes, device: &Device<B>) -> FloatTensor<B> {
+        dequantize::<B>(&codes, device)
     }
 }

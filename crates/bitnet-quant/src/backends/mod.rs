@@ -1,9 +1,8 @@
-//! The fused layer, per backend. On a CPU the vector kernels of `bitnet-cpu` quantize, in one pass over each operand;
-//! other backends run the definition.
+//! The fused layer, per backend. On a CPU the vector kernels of `bitnet-cpu` quantize, in one pass over each operand, on
+//! a GPU those in `cube`; other backends run the definition.
 
 #![allow(deprecated, reason = "ndarray is deprecated upstream, and a backend that this project still tests")]
 
-#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod autodiff;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
@@ -34,6 +33,7 @@ use crate::{ActivationQuant, Quantization};
     Autodiff,
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
 )]
 pub(crate) trait BitLinearOps: Backend {
     /// `x_eff · w_effᵀ`.
@@ -60,7 +60,7 @@ pub(crate) fn bit_linear(
     let fits = tokens > 0 && d_input <= bitnet_cpu::MAX_D_INPUT;
     let f32_only = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
     let per_tensor = matches!(quantization.activation, ActivationQuant::PerTensor(_));
-    if lambda == 0.0 || place(x) != Some(Place::Cpu) || !fits || !f32_only || per_tensor {
+    if lambda == 0.0 || !has_operations(x) || !fits || !f32_only || per_tensor {
         return None;
     }
     let (x, weight) = in_one_context(x.clone(), weight.clone());
@@ -73,28 +73,17 @@ pub(crate) fn bit_linear(
     Some(Tensor::from_dispatch(y))
 }
 
-/// Where a tensor lies, of the places that have operations of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In this process's memory: slices, and the kernels of `bitnet-cpu`.
-    #[allow(dead_code, reason = "not in a build without CPU backends")]
-    Cpu,
-    /// On a GPU: CubeCL kernels.
-    #[allow(dead_code, reason = "not in a build without GPU backends")]
-    Gpu,
-}
-
-/// Where `x` lies; none where the definition has to do.
-fn place(x: &Tensor<2>) -> Option<Place> {
+/// Whether the backend of `x` has the operations: slices and the kernels of `bitnet-cpu`, or those of CubeCL.
+fn has_operations(x: &Tensor<2>) -> bool {
     match x.clone().inner().device().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => Some(Place::Cpu),
+        DispatchDevice::Flex(_) => true,
         #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => Some(Place::Cpu),
+        DispatchDevice::NdArray(_) => true,
         #[cfg(feature = "cube")]
-        DispatchDevice::Cube(_) => Some(Place::Gpu),
+        DispatchDevice::Cube(_) => true,
         #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
-        _ => None,
+        _ => false,
     }
 }
 

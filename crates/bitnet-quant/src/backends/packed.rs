@@ -8,7 +8,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
 
-use super::place;
+use super::has_operations;
 use crate::{ActivationQuant, Bits, PackedLayout, PackedWeight};
 
 /// The product with a packed weight.
@@ -53,7 +53,7 @@ pub(crate) fn packed_linear(
         return None;
     };
     let [tokens, _] = x.dims();
-    if tokens == 0 || x.dtype() != DType::F32 || place(x).is_none() {
+    if tokens == 0 || x.dtype() != DType::F32 || !has_operations(x) {
         return None;
     }
     let y = <Dispatch as PackedOps>::packed_linear(

@@ -1,105 +1,13 @@
-//! Code that runs on the device. Apart from the rest, because the names of CubeCL's prelude are those of Burn's.
-//!
-//! Every kernel reads and writes contiguous tensors. A cube is a group of units that share memory.
+//! The product with a packed weight.
 
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
-/// Rows of a tile, one for each of as many neighbouring units, which so read neighbouring words.
-pub(super) const TILE_ROWS: usize = 32;
-/// Units of a cube that quantizes one token.
-pub(super) const TOKEN_UNITS: usize = 256;
+use super::scale_at;
+use crate::packed::TILE_ROWS;
+
 /// Into how many parts a row's inputs are split: a cube has this many units for each row of a tile.
-pub(super) const SPLITS: usize = 8;
-
-/// The bits of [`crate::EPS`]. Those of floats without a sign are ordered as the floats are, an infinity and then NaN
-/// on top, so the largest magnitude is found among integers, which no device treats in a way of its own.
-const EPS_BITS: u32 = crate::EPS.to_bits();
-const MAGNITUDE: u32 = 0x7fff_ffff;
-
-/// `round(x · t)` within `low..=high`, halves to the even integer; `low` for NaN.
-#[cube]
-fn activation_code(x: f32, t: f32, low: f32, high: f32) -> i32 {
-    let value = f32::round(x * t);
-    let mut code = low;
-    if value > low {
-        code = value;
-    }
-    if code > high {
-        code = high;
-    }
-    i32::cast_from(code)
-}
-
-/// The largest of the units' values, for all of them. Every unit of the cube must call it.
-#[cube]
-fn cube_max(value: u32) -> u32 {
-    let mut shared = Shared::new_slice(TOKEN_UNITS);
-    let unit = UNIT_POS as usize;
-    shared[unit] = value;
-    sync_cube();
-    let mut half = (TOKEN_UNITS / 2).runtime();
-    while half > 0 {
-        if unit < half {
-            shared[unit] = max(shared[unit], shared[unit + half]);
-        }
-        sync_cube();
-        half /= 2;
-    }
-    shared[0]
-}
-
-/// Quantizes one token per cube: absmax, codes and scale, in one pass over memory and one over cache.
-///
-/// The codes are those that [`packed_product`] reads: four of them in a word, the first in its lowest byte, and each
-/// segment padded with zeros to whole blocks of 16.
-///
-/// # Shapes
-/// - `x`: `[tokens, d_input]`
-/// - `codes`: `[tokens, segments · segment_words]`, `scales`: `[tokens]`
-#[cube(launch, address_type = "dynamic")]
-pub(super) fn quantize_tokens(
-    x: &[f32],
-    codes: &mut [u32],
-    scales: &mut [f32],
-    tokens: usize,
-    d_input: usize,
-    segment: usize,
-    segment_words: usize,
-    high: f32,
-) {
-    let token = CUBE_POS;
-    if token >= tokens {
-        terminate!();
-    }
-    let x = &x[token * d_input..(token + 1) * d_input];
-    let mut absmax = EPS_BITS.runtime();
-    let mut at = UNIT_POS as usize;
-    while at < d_input {
-        absmax = max(absmax, u32::reinterpret(x[at]) & MAGNITUDE);
-        at += TOKEN_UNITS;
-    }
-    let t = high / f32::reinterpret(cube_max(absmax));
-    if UNIT_POS == 0 {
-        scales[token] = f32::recip(t);
-    }
-    let words = d_input / segment * segment_words;
-    let mut at = UNIT_POS as usize;
-    while at < words {
-        let start = at % segment_words * 4;
-        let input = at / segment_words * segment + start;
-        let mut word = 0u32;
-        #[unroll]
-        for byte in 0..4usize {
-            if start + byte < segment {
-                let code = activation_code(x[input + byte], t, -high - 1.0, high);
-                word |= (u32::reinterpret(code) & 0xff) << (8 * byte as u32);
-            }
-        }
-        codes[token * words + at] = word;
-        at += TOKEN_UNITS;
-    }
-}
+pub(in super::super) const SPLITS: usize = 8;
 
 /// Four codes of a word, one per byte, each −1, 0 or 1: the digits 0, 1, 2 of bits 0 and 1 of every byte, less 1.
 #[cube]
@@ -145,7 +53,7 @@ fn add_block(
 /// - `codes`: `[tokens, blocks]` of four words, `x_scales`: `[tokens]`
 /// - `y`: `[tokens, d_output]`
 #[cube(launch, address_type = "dynamic")]
-pub(super) fn packed_product(
+pub(in super::super) fn product(
     words: &[u32],
     w_scales: &[f32],
     codes: &[Vector<u32, Const<4>>],
@@ -188,20 +96,20 @@ pub(super) fn packed_product(
         for split in 0..SPLITS {
             sum += shared[(split * cube_tokens + t) * TILE_ROWS + lane];
         }
-        let scale = if per_tensor { w_scales[0] } else { w_scales[row] };
-        y[token * d_output + row] = f32::cast_from(sum) * (scale * x_scales[token]);
+        let scale = w_scales[scale_at(row, 0, 1, per_tensor)] * x_scales[token];
+        y[token * d_output + row] = f32::cast_from(sum) * scale;
     }
 }
 
-/// [`packed_product`] where a row has a scale per segment: the segments' products are added in ascending order.
+/// [`product`] where a row has a scale per segment: the segments' products are added in ascending order.
 ///
 /// [`SPLITS`] segments are multiplied at a time, each by one split, and then added in their order.
 ///
 /// # Shapes
 /// - `words`: `[tiles, segments · segment_blocks, 32]`, `w_scales`: `[tiles, segments, 32]`
-/// - the others as in [`packed_product`]
+/// - the others as in [`product`]
 #[cube(launch, address_type = "dynamic")]
-pub(super) fn packed_product_of_groups(
+pub(in super::super) fn product_of_groups(
     words: &[u32],
     w_scales: &[f32],
     codes: &[Vector<u32, Const<4>>],
@@ -237,7 +145,7 @@ pub(super) fn packed_product_of_groups(
                 let word = words[(tile * blocks + block) * TILE_ROWS + lane];
                 add_block(&mut sums, word, codes, block, blocks, first_token, tokens, cube_tokens);
             }
-            let scale = w_scales[(tile * segments + segment) * TILE_ROWS + lane];
+            let scale = w_scales[scale_at(row, segment, segments, false)];
             #[unroll]
             for t in 0..cube_tokens {
                 let x_scale = x_scales[min(first_token + t, tokens - 1)];
@@ -261,13 +169,13 @@ pub(super) fn packed_product_of_groups(
     }
 }
 
-/// `codes · scale` of a packed weight, one unit per value.
+/// The values of a packed weight, one unit each: `codes · scale`, or without `scaled` the codes alone.
 ///
 /// # Shapes
 /// - `words`: `[tiles, segments · segment_blocks, 32]`, `scales`: `[1]` or `[tiles, segments, 32]`
 /// - `w`: `[d_output, d_input]`
 #[cube(launch, address_type = "dynamic")]
-pub(super) fn packed_dequantize(
+pub(in super::super) fn dequantize(
     words: &[u32],
     scales: &[f32],
     w: &mut [f32],
@@ -276,19 +184,41 @@ pub(super) fn packed_dequantize(
     segment: usize,
     segment_blocks: usize,
     #[comptime] per_tensor: bool,
+    #[comptime] scaled: bool,
 ) {
     let (row, input) = (ABSOLUTE_POS / d_input, ABSOLUTE_POS % d_input);
     if row >= d_output {
         terminate!();
     }
-    let (tile, lane) = (row / TILE_ROWS, row % TILE_ROWS);
     let (at, within) = (input / segment, input % segment);
     let segments = d_input / segment;
     let block = at * segment_blocks + within / 16;
-    let word = words[(tile * segments * segment_blocks + block) * TILE_ROWS + lane];
+    let word = words[(row / TILE_ROWS * segments * segment_blocks + block) * TILE_ROWS + row % TILE_ROWS];
     // Byte k holds the inputs k, 4 + k, 8 + k and 12 + k, from its lowest bits up.
     let place = (within % 16) as u32;
     let digit = (word >> (8 * (place % 4) + 2 * (place / 4))) & 3;
-    let scale = if per_tensor { scales[0] } else { scales[(tile * segments + at) * TILE_ROWS + lane] };
-    w[ABSOLUTE_POS] = (f32::cast_from(digit) - 1.0) * scale;
+    let code = f32::cast_from(digit) - 1.0;
+    w[ABSOLUTE_POS] = if scaled { code * scales[scale_at(row, at, segments, per_tensor)] } else { code };
+}
+
+/// `acc · (w_scale · x_scale)` of accumulators that a matrix product of codes gave, one unit per value.
+///
+/// # Shapes
+/// - `sums`, `y`: `[tokens, d_output]`, `w_scales`: `[1]` or `[tiles, 32]`, `x_scales`: `[tokens]`
+#[cube(launch, address_type = "dynamic")]
+pub(in super::super) fn scale(
+    sums: &[f32],
+    w_scales: &[f32],
+    x_scales: &[f32],
+    y: &mut [f32],
+    tokens: usize,
+    d_output: usize,
+    #[comptime] per_tensor: bool,
+) {
+    let (token, row) = (ABSOLUTE_POS / d_output, ABSOLUTE_POS % d_output);
+    if token >= tokens {
+        terminate!();
+    }
+    let scale = w_scales[scale_at(row, 0, 1, per_tensor)] * x_scales[token];
+    y[ABSOLUTE_POS] = sums[ABSOLUTE_POS] * scale;
 }
