@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use bitnet_format::FormatError;
 use bitnet_format::gguf::{Header, TensorType, Writer};
+use bitnet_format::{FormatError, Granularity};
+use bitnet_model::CausalLmConfig;
 
 use super::architecture::{self, Architecture, Misfit, SubNormUse, Traits};
 use super::hyperparameters;
@@ -18,7 +19,7 @@ use super::rotation::{Order, reorder, reorder_matrix};
 use super::vocabulary::Vocabulary;
 use crate::json::write_file;
 use crate::progress::Progress;
-use crate::source::{Entry, Source, read_floats, read_ternary};
+use crate::source::{Content, Entry, Source, read_floats, read_ternary};
 use crate::{ConvertError, HfConfig, Placement, Tensors, WeightType};
 
 /// Values that are encoded at a time.
@@ -43,7 +44,7 @@ const PIECE: usize = 1 << 18;
 /// - those of reading the source; [`ConvertError::Write`]
 ///
 /// # Source
-/// docs/formats.md#gguf-files for names, keys and the order of operations.
+/// docs/formats.md#gguf-models
 pub fn export_gguf(
     tensors: &Tensors,
     dst: impl AsRef<Path>,
@@ -68,60 +69,110 @@ pub fn export_gguf(
     let steps = plan::steps(source, architecture, weights, options)?;
     let (context_length, cut) = architecture::context_length(architecture, model);
     let factors = hyperparameters::frequency_factors(&model.rope, model.head_dim());
-
-    let header = (|| -> Result<Header, FormatError> {
-        let mut header = Header::new();
-        header.set("general.architecture", architecture.name)?;
-        header.set("general.type", "model")?;
-        if let Some(name) = folder.file_name() {
-            header.set("general.name", &*name.to_string_lossy())?;
-        }
-        header.set("general.file_type", file_type(&steps, weights))?;
-        header.set("general.quantization_version", 2u32)?;
-        hyperparameters::set(&mut header, architecture, model, context_length)?;
-        vocabulary.set(&mut header)?;
-        if let Some(granularity) = granularity(&steps) {
-            header.set(GRANULARITY_KEY, granularity.as_str())?;
-        }
-        if let Some(Packing::I2S(layout)) = weights.packing() {
-            header.set(I2S_KEY, i2_s_name(layout))?;
-        }
-        for step in &steps {
-            header.tensor(&step.name, step.kind(), &step.entry.shape)?;
-            if let Some(name) = step.scale_name() {
-                header.tensor(&name, TensorType::F32, &[1])?;
-            }
-        }
-        if let Some(factors) = &factors {
-            header.tensor(FREQUENCY_FACTORS, TensorType::F32, &[factors.len()])?;
-        }
-        Ok(header)
-    })();
-    let header = header.map_err(|error| failure(dst, error))?;
+    let plan = Plan { architecture, weights, steps, vocabulary, context_length, factors };
+    let header = plan.header(model, folder).map_err(|error| failure(dst, error))?;
 
     let mut progress = Progress::new(source, &mut progress);
     write_file(dst, options.overwrite, |file| {
         let out =
             header.write_to(BufWriter::with_capacity(1 << 20, file)).map_err(|error| failure(dst, error))?;
         let mut file = OutputFile { path: dst, out, scales: BTreeMap::new() };
-        for step in &steps {
+        for step in &plan.steps {
             file.write(source, step)?;
             progress.advance(step.entry);
         }
-        if let Some(factors) = &factors {
+        if let Some(factors) = &plan.factors {
             file.part(FREQUENCY_FACTORS, &WeightType::F32.encode(factors))?;
         }
         file.out.finish().map(drop).map_err(|error| failure(dst, error))
     })?;
 
-    let mut notes = vocabulary.notes;
-    notes.extend(cut);
-    Ok(GgufReport {
-        architecture: architecture.name.into(),
-        weights: weights.to_string(),
-        tensors: report(&steps, factors.as_deref()),
-        notes,
-    })
+    Ok(plan.report(cut))
+}
+
+/// All that is decided before a byte is written.
+struct Plan<'a> {
+    architecture: &'static Architecture,
+    weights: GgufType,
+    steps: Vec<Step<'a>>,
+    vocabulary: Vocabulary,
+    context_length: usize,
+    /// Of Llama 3's RoPE scaling.
+    factors: Option<Vec<f32>>,
+}
+
+impl Plan<'_> {
+    /// The metadata, and the tensors in the order of the steps.
+    fn header(&self, model: &CausalLmConfig, folder: &Path) -> Result<Header, FormatError> {
+        let mut header = Header::new();
+        header.set("general.architecture", self.architecture.name)?;
+        header.set("general.type", "model")?;
+        if let Some(name) = folder.file_name() {
+            header.set("general.name", &*name.to_string_lossy())?;
+        }
+        header.set("general.file_type", self.file_type())?;
+        header.set("general.quantization_version", 2u32)?;
+        hyperparameters::set(&mut header, self.architecture, model, self.context_length)?;
+        self.vocabulary.set(&mut header)?;
+        if let Some(granularity) = self.granularity() {
+            header.set(GRANULARITY_KEY, granularity_name(granularity).as_str())?;
+        }
+        if let Some(Packing::I2S(layout)) = self.weights.packing() {
+            header.set(I2S_KEY, i2_s_name(layout))?;
+        }
+        for step in &self.steps {
+            header.tensor(&step.name, step.kind(), &step.entry.shape)?;
+            if let Some(name) = step.scale_name() {
+                header.tensor(&name, TensorType::F32, &[1])?;
+            }
+        }
+        if let Some(factors) = &self.factors {
+            header.tensor(FREQUENCY_FACTORS, TensorType::F32, &[factors.len()])?;
+        }
+        Ok(header)
+    }
+
+    /// `general.file_type`: what most weights are.
+    fn file_type(&self) -> u32 {
+        let is_written = |packing: &Packing| self.steps.iter().any(|step| step.kind() == packing.kind());
+        match self.weights.packing().filter(is_written) {
+            Some(packing) => packing.file_type(),
+            None if self.weights == GgufType::F32 => 0,
+            None => 1,
+        }
+    }
+
+    /// How finely the BitNet slots are scaled.
+    fn granularity(&self) -> Option<Granularity> {
+        self.steps.iter().find_map(|step| match step.entry.content {
+            Content::Float => None,
+            Content::Latent(granularity) | Content::Packed(granularity) => Some(granularity),
+        })
+    }
+
+    /// What was written; `cut` says why the context is shorter than the model's.
+    fn report(self, cut: Option<String>) -> GgufReport {
+        let mut tensors = Vec::new();
+        let mut add = |source: &str, name: String, kind: TensorType, shape: &[usize], because| {
+            let bytes = kind.data_len(shape).unwrap_or_default();
+            let (source, kind) = (source.to_owned(), kind.to_string());
+            tensors.push(GgufTensor { source, name, kind, shape: shape.into(), bytes, because });
+        };
+        for step in &self.steps {
+            let Entry { name, shape, .. } = step.entry;
+            add(name, step.name.clone(), step.kind(), shape, step.because.clone());
+            if let Some(scale) = step.scale_name() {
+                add(name, scale, TensorType::F32, &[1], None);
+            }
+        }
+        if let Some(factors) = &self.factors {
+            add("config.json", FREQUENCY_FACTORS.into(), TensorType::F32, &[factors.len()], None);
+        }
+        let mut notes = self.vocabulary.notes;
+        notes.extend(cut);
+        let (architecture, weights) = (self.architecture.name.into(), self.weights.to_string());
+        GgufReport { architecture, weights, tensors, notes }
+    }
 }
 
 /// An error of the file's format; one of the disk is an error of writing.
@@ -168,45 +219,6 @@ fn sub_norms(entries: &[Entry], config: &HfConfig) -> SubNormUse {
         }
         _ => SubNormUse::Output,
     }
-}
-
-/// `general.file_type`: what most weights are.
-fn file_type(steps: &[Step], weights: GgufType) -> u32 {
-    let is_written = |packing: &Packing| steps.iter().any(|step| step.kind() == packing.kind());
-    match weights.packing().filter(is_written) {
-        Some(packing) => packing.file_type(),
-        None if weights == GgufType::F32 => 0,
-        None => 1,
-    }
-}
-
-/// How finely the BitNet slots are scaled, in words: blocks and floats do not show it.
-fn granularity(steps: &[Step]) -> Option<String> {
-    use crate::source::Content::{Float, Latent, Packed};
-    steps.iter().find_map(|step| match step.entry.content {
-        Float => None,
-        Latent(granularity) | Packed(granularity) => Some(granularity_name(granularity)),
-    })
-}
-
-fn report(steps: &[Step], factors: Option<&[f32]>) -> Vec<GgufTensor> {
-    let mut tensors = Vec::new();
-    let mut add = |source: &str, name: String, kind: TensorType, shape: &[usize], because: Option<String>| {
-        let bytes = kind.data_len(shape).unwrap_or_default();
-        let (source, kind) = (source.to_owned(), kind.to_string());
-        tensors.push(GgufTensor { source, name, kind, shape: shape.into(), bytes, because });
-    };
-    for step in steps {
-        let Entry { name, shape, .. } = step.entry;
-        add(name, step.name.clone(), step.kind(), shape, step.because.clone());
-        if let Some(scale) = step.scale_name() {
-            add(name, scale, TensorType::F32, &[1], None);
-        }
-    }
-    if let Some(factors) = factors {
-        add("config.json", FREQUENCY_FACTORS.into(), TensorType::F32, &[factors.len()], None);
-    }
-    tensors
 }
 
 /// A file whose header is written.
