@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bitnet_arch::convert::{
-    Checkpoint, ConvertError, ExportFormat, ExportOptions, GgufOptions, GgufReport, GgufType, HfConfig,
-    HfFormat, LoadOptions, Placement, Policy, TensorProblem, Tensors, WeightType, convert, export_gguf,
+    Checkpoint, ConvertError, GgufOptions, GgufReport, GgufType, HfConfig, HfFormat, HfOptions, LoadOptions,
+    Placement, Policy, TensorProblem, Tensors, WeightType, convert, export_gguf,
 };
 use bitnet_arch::layers::{Form, for_each_slot, set_lambda};
 use bitnet_arch::model::{CausalLm, CausalLmConfig};
@@ -67,7 +67,11 @@ fn ternary(name: &str, sub_norm: Placement, device: &Device) -> Checkpoint {
     converted
 }
 
-fn export(checkpoint: &Checkpoint, path: &Path, options: &GgufOptions) -> Result<GgufReport, ConvertError> {
+fn export_hf(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    options: &GgufOptions,
+) -> Result<GgufReport, ConvertError> {
     export_gguf(&Tensors::of(checkpoint), path, options, |_, _| ())
 }
 
@@ -75,7 +79,7 @@ fn export(checkpoint: &Checkpoint, path: &Path, options: &GgufOptions) -> Result
 fn exported(checkpoint: &Checkpoint, options: &GgufOptions) -> (TempDir, PathBuf, GgufReport) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    let report = export(checkpoint, &path, options).unwrap();
+    let report = write(checkpoint, &path, options).unwrap();
     (folder, path, report)
 }
 
@@ -169,8 +173,8 @@ pub fn codes_survive_every_type(device: &Device) {
 fn packed_folder_logits(checkpoint: &Checkpoint, device: &Device) -> Vec<f32> {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("packed");
-    let options = ExportOptions::new(ExportFormat::Hf(HfFormat::AutoBitLinear));
-    bitnet_arch::convert::export(&Tensors::of(checkpoint), &folder, &options, |_, _| ()).unwrap();
+    let options = HfOptions::new(HfFormat::AutoBitLinear);
+    bitnet_arch::convert::export_hf(&Tensors::of(checkpoint), &folder, &options, |_, _| ()).unwrap();
     golden_logits(&loaded(&folder, device).model)
 }
 
@@ -222,7 +226,7 @@ pub fn finer_scales_stand_in_the_blocks(device: &Device) {
         let folder = tempfile::tempdir().unwrap();
         let beside = GgufOptions { scale: Some(ScaleHome::Tensor), ..of(GgufType::Q2_0) };
         for options in [beside, of(GgufType::I2sX86)] {
-            let error = export(&checkpoint, &folder.path().join("x"), &options).unwrap_err();
+            let error = export_hf(&checkpoint, &folder.path().join("x"), &options).unwrap_err();
             assert!(
                 matches!(&error, ConvertError::Format { source: FormatError::Granularity { .. }, .. }),
                 "{error}"
@@ -275,7 +279,7 @@ pub fn rope_scaling_comes_back(device: &Device) {
         let scaled = Checkpoint::new(model, config, crate::data("hf/llama_tied"));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
-        let report = match export(&scaled, &path, &of(GgufType::F32)) {
+        let report = match export_hf(&scaled, &path, &of(GgufType::F32)) {
             Ok(report) => report,
             Err(error) => {
                 assert!(!runs && error.to_string().contains("YaRN"), "{name}: {error}");
@@ -382,7 +386,7 @@ pub fn what_cannot_run_is_refused(device: &Device) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let refused = |checkpoint: &Checkpoint, weights: GgufType| {
-        let error = export(checkpoint, &path, &of(weights)).unwrap_err();
+        let error = export_hf(checkpoint, &path, &of(weights)).unwrap_err();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{error}");
         error
     };
@@ -412,17 +416,18 @@ pub fn what_cannot_run_is_refused(device: &Device) {
     set_lambda(&mut warming.model, Some(0.5));
     let error = refused(&warming, GgufType::Auto);
     assert!(matches!(error, ConvertError::Lambda { found: 0.5, .. }), "{error}");
-    export(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap();
-    let error = export(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap_err();
+    export_hf(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap();
+    let error =
+        export_hf(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap_err();
     assert!(matches!(&error, ConvertError::Exists { path: found } if *found == path), "{error}");
     let written = fs::read(&path).unwrap();
     let again = GgufOptions { any_lambda: true, overwrite: true, ..of(GgufType::F32) };
-    export(&warming, &path, &again).unwrap();
+    export_hf(&warming, &path, &again).unwrap();
     assert_ne!(fs::read(&path).unwrap(), written);
     fs::remove_file(&path).unwrap();
 
     fs::write(&path, "a file").unwrap();
-    let error = export(&relu2, &path.join("model.gguf"), &of(GgufType::I2sX86)).unwrap_err();
+    let error = export_hf(&relu2, &path.join("model.gguf"), &of(GgufType::I2sX86)).unwrap_err();
     assert!(matches!(&error, ConvertError::Write { .. }), "a folder that is a file: {error}");
     fs::remove_file(&path).unwrap();
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use bitnet_arch::convert::{
-    Checkpoint, ConvertError, ExportFormat, ExportOptions, HfFormat, LoadOptions, Placement, Policy, Tensors,
-    WeightType, convert, export, load, pack, pack_slots, save,
+    Checkpoint, ConvertError, HfFormat, HfOptions, LoadOptions, Placement, Policy, Tensors, WeightType,
+    convert, export_hf, load, pack, pack_slots, save,
 };
 use bitnet_arch::format::{Granularity, TernaryMatrix};
 use bitnet_arch::layers::{BitLinearConfig, Form, LayerError, Projection, for_each_slot, set_lambda};
@@ -44,7 +44,7 @@ fn codes(checkpoint: &Checkpoint) -> Vec<(String, TernaryMatrix)> {
 }
 
 fn write(checkpoint: &Checkpoint, folder: &Path, format: HfFormat) -> Result<(), ConvertError> {
-    export(&Tensors::of(checkpoint), folder, &ExportOptions::new(ExportFormat::Hf(format)), |_, _| ())
+    export_hf(&Tensors::of(checkpoint), folder, &HfOptions::new(format), |_, _| ())
 }
 
 /// A packed slot computes what the trained slot computed, for every granularity, width and rank, and so does its
@@ -110,9 +110,8 @@ pub fn lambda(device: &Device) {
     let folder = tempdir().unwrap();
     refused(write(&checkpoint, &folder.path().join("out"), HfFormat::AutoBitLinear));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    let options =
-        ExportOptions { any_lambda: true, ..ExportOptions::new(ExportFormat::Hf(HfFormat::AutoBitLinear)) };
-    export(&Tensors::of(&checkpoint), folder.path().join("out"), &options, |_, _| ()).unwrap();
+    let options = HfOptions { any_lambda: true, ..HfOptions::new(HfFormat::AutoBitLinear) };
+    export_hf(&Tensors::of(&checkpoint), folder.path().join("out"), &options, |_, _| ()).unwrap();
 }
 
 /// Packing a model keeps its codes and its logits, makes its linear weights 16 times smaller, and its parameters
@@ -175,10 +174,10 @@ pub fn exports_load_with_the_same_codes(device: &Device) {
             let (ours, theirs) =
                 (root.path().join(format!("{format:?}")), root.path().join(format!("{format:?}2")));
             write(&trained, &ours, format).unwrap();
-            let options = ExportOptions::new(ExportFormat::Hf(format));
+            let options = HfOptions::new(format);
             let tensors = Tensors::open(&latent, &LoadOptions { strict: true }).unwrap();
             let mut calls = Vec::new();
-            export(&tensors, &theirs, &options, |done, total| calls.push((done, total))).unwrap();
+            export_hf(&tensors, &theirs, &options, |done, total| calls.push((done, total))).unwrap();
             assert!(calls.is_sorted() && calls[0].0 == 0 && calls.last().is_some_and(|(a, b)| a == b));
             for file in fs::read_dir(&ours).unwrap() {
                 let file = file.unwrap().file_name();
@@ -237,11 +236,8 @@ pub fn exported_config(device: &Device) {
         (HfFormat::Online, "autobitlinear", "online"),
     ] {
         let folder = root.path().join(class.to_owned() + mode);
-        let options = ExportOptions {
-            weight_type: Some(WeightType::F16),
-            ..ExportOptions::new(ExportFormat::Hf(format))
-        };
-        export(&Tensors::of(&trained), &folder, &options, |_, _| ()).unwrap();
+        let options = HfOptions { weight_type: Some(WeightType::F16), ..HfOptions::new(format) };
+        export_hf(&Tensors::of(&trained), &folder, &options, |_, _| ()).unwrap();
         let config = read_json(&folder.join("config.json"));
         let quantization = &config["quantization_config"];
         assert_eq!(quantization["quant_method"], "bitnet");
@@ -289,9 +285,8 @@ pub fn refusals(device: &Device) {
     let error = write(&trained, &out, HfFormat::AutoBitLinear).unwrap_err();
     assert!(matches!(error, ConvertError::Exists { .. }));
     assert_eq!(fs::read_to_string(out.join("mine")).unwrap(), "mine");
-    let options =
-        ExportOptions { overwrite: true, ..ExportOptions::new(ExportFormat::Hf(HfFormat::AutoBitLinear)) };
-    export(&Tensors::of(&trained), &out, &options, |_, _| ()).unwrap();
+    let options = HfOptions { overwrite: true, ..HfOptions::new(HfFormat::AutoBitLinear) };
+    export_hf(&Tensors::of(&trained), &out, &options, |_, _| ()).unwrap();
     assert!(!out.join("mine").exists() && out.join("config.json").is_file());
 }
 

@@ -44,7 +44,7 @@ pub struct LoadOptions {
 }
 
 /// The files beside the weights that belong to a checkpoint.
-const COMPANIONS: [&str; 8] = [
+const COMPANIONS: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -53,6 +53,7 @@ const COMPANIONS: [&str; 8] = [
     "vocab.json",
     "merges.txt",
     "generation_config.json",
+    "chat_template.jinja",
 ];
 
 /// Loads a Hugging Face folder: one safetensors file or shards, in f32, f16 or bf16, widened to f32.

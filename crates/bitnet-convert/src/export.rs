@@ -1,4 +1,4 @@
-//! From a checkpoint to files that other engines run.
+//! From a checkpoint to a folder that transformers runs.
 
 use std::path::Path;
 
@@ -11,14 +11,6 @@ use crate::progress::Progress;
 use crate::shards::write_shards;
 use crate::source::{Content, Source};
 use crate::{ConvertError, HfConfig, Tensors, WeightType};
-
-/// What to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ExportFormat {
-    /// A folder for transformers.
-    Hf(HfFormat),
-}
 
 /// The forms in which transformers knows BitNet weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +35,11 @@ impl HfFormat {
     }
 }
 
-/// How to write it.
-#[derive(Debug, Clone)]
-pub struct ExportOptions {
-    /// What to write.
-    pub format: ExportFormat,
+/// How a folder for transformers is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HfOptions {
+    /// How the weights of BitNet slots stand in it.
+    pub format: HfFormat,
     /// The type of the tensors that stay float; `None` keeps the source's.
     pub weight_type: Option<WeightType>,
     /// Whether to replace what stands under the name.
@@ -56,48 +48,35 @@ pub struct ExportOptions {
     pub any_lambda: bool,
 }
 
-impl ExportOptions {
+impl HfOptions {
     /// A format with the defaults: the source's types, nothing replaced, λ = 1 only.
-    pub fn new(format: ExportFormat) -> Self {
+    pub fn new(format: HfFormat) -> Self {
         Self { format, weight_type: None, overwrite: false, any_lambda: false }
     }
 }
 
-/// Writes a checkpoint in another format, one tensor in memory at a time, under its name whole or not at all.
-///
+/// Writes a checkpoint as a folder for transformers, one tensor in memory at a time, under its name whole or not at all.
 /// `progress` is called with the weights written and their total number.
 ///
 /// # Errors
-/// - [`ConvertError::NotExportable`] where the format cannot hold the model, with the reason
+/// - [`ConvertError::NotExportable`] where transformers has no words for the model, with the reason
 /// - [`ConvertError::Lambda`] for a slot that is not at λ = 1, unless `any_lambda`
 /// - [`ConvertError::Format`] for a tensor that the format cannot hold
 /// - [`ConvertError::Exists`] where something stands under the name, unless `overwrite`
 /// - those of reading the source; [`ConvertError::Write`]
-pub fn export(
+pub fn export_hf(
     tensors: &Tensors,
     dst: impl AsRef<Path>,
-    options: &ExportOptions,
+    options: &HfOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), ConvertError> {
-    let source = tensors.source();
+    let (source, dst, format) = (tensors.source(), dst.as_ref(), options.format);
     if let Some((name, found)) = tensors.unfinished_slot()
         && !options.any_lambda
     {
         return Err(ConvertError::Lambda { name, found });
     }
     let mut progress = Progress::new(source, &mut progress);
-    match options.format {
-        ExportFormat::Hf(format) => export_hf(source, dst.as_ref(), format, options, &mut progress),
-    }
-}
-
-fn export_hf(
-    source: &dyn Source,
-    dst: &Path,
-    format: HfFormat,
-    options: &ExportOptions,
-    progress: &mut Progress,
-) -> Result<(), ConvertError> {
     let config = hf_config(source, format)?;
     let layout = match options.weight_type {
         Some(weight_type) => source.layout().with_type(weight_type),
@@ -109,7 +88,7 @@ fn export_hf(
             json.insert(config.dtype_key().into(), weight_type.torch_name().into());
         }
         write_json(&folder.join("config.json"), &json)?;
-        write_shards(folder, &layout, source, format.scale(), progress)?;
+        write_shards(folder, &layout, source, format.scale(), &mut progress)?;
         match source.tokenizer_folder() {
             Some(from) => copy_companions(from, folder),
             None => Ok(()),

@@ -42,7 +42,7 @@ mod tensors;
 pub use checkpoint::{Checkpoint, LoadOptions, check_tokenizer, load, save};
 pub use convert::{auto_convert, convert, convert_slots, is_bitnet};
 pub use error::{ConvertError, TensorProblem};
-pub use export::{ExportFormat, ExportOptions, HfFormat, export};
+pub use export::{HfFormat, HfOptions, export_hf};
 pub use gguf::{GgufOptions, GgufReport, GgufTensor, GgufType, export_gguf};
 pub use hf_config::HfConfig;
 pub use pack::{PackReport, PackedSlot, pack, pack_slots};

@@ -10,7 +10,7 @@ use crate::{Checkpoint, ConvertError, LoadOptions};
 
 /// The tensors of a checkpoint, checked and not yet read: a folder, or a model in memory.
 ///
-/// [`load`](Self::load) reads them all into a model; [`export`](crate::export) writes them elsewhere one at a time.
+/// [`load`](Self::load) reads them all into a model; [`export_hf`](crate::export_hf) and [`export_gguf`](crate::export_gguf) writes them elsewhere one at a time.
 pub struct Tensors<'a>(Inner<'a>);
 
 enum Inner<'a> {

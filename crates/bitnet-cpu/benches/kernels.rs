@@ -24,7 +24,7 @@ fn floats(n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn packed(d_output: usize, d_input: usize, granularity: Granularity) -> PackedTernary {
+fn packed(d_output: usize, d_input: usize, granularity: Granularity) -> PackedTernary<'static> {
     let w = floats(d_output * d_input);
     let weight = Kernel::new().absmean_ternarize(&w, d_output, d_input, granularity).expect("a valid shape");
     PackedTernary::pack(&weight.codes, &weight.scales, d_output, d_input, granularity).expect("ternary codes")
