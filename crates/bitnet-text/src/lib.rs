@@ -8,6 +8,8 @@
 //!    shuffled order that a seed alone decides.
 //! 4. [`Batches`] is the endless stream of batches; its position is one number, from which a resumed run continues.
 //!
+//! A [`TextStream`] goes the other way while a model generates: tokens in, text out as soon as it is certain.
+//!
 //! ```
 //! use bitnet_text::TokenWindows;
 //!
@@ -24,11 +26,13 @@
 mod batches;
 mod error;
 mod files;
+mod stream;
 mod tokenizer;
 mod windows;
 
 pub use batches::Batches;
 pub use error::TextError;
 pub use files::{TextFile, read_text};
+pub use stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use windows::TokenWindows;

@@ -112,6 +112,19 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokens of a text with the special tokens that the tokenizer puts around one, as a beginning: what a model
+    /// expects at the start of its input.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] if the tokenizer library fails.
+    pub fn encode_with_special_tokens(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .map_err(|source| TextError::Encode { bytes: text.len(), source })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// The text of tokens, special tokens included. Bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors
@@ -122,6 +135,13 @@ impl Tokenizer {
             return Err(TextError::UnknownToken { token: tokens[position], position });
         }
         self.inner.decode(tokens, false).map_err(|source| TextError::Decode { tokens: tokens.len(), source })
+    }
+
+    /// The text of those tokens that are in the vocabulary.
+    pub(crate) fn decode_known(&self, tokens: &[u32], skip_special: bool) -> Result<String, TextError> {
+        self.inner
+            .decode(tokens, skip_special)
+            .map_err(|source| TextError::Decode { tokens: tokens.len(), source })
     }
 
     /// The highest token id, added tokens included, plus 1. Ids may have holes, so there may be fewer tokens.

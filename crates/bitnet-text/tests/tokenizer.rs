@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_text::{TextError, Tokenizer};
+use bitnet_text::{TextError, TextStream, Tokenizer};
 use serde_json::{Value, json};
 
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -50,6 +50,76 @@ fn every_recorded_encoding_and_decoding_is_equal() {
         assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
         assert_eq!(tokenizer.decode(&ids).unwrap(), case["decoded"].as_str().unwrap(), "{text:?}");
     }
+}
+
+/// The pieces that a stream gives, the rest at the end included.
+fn streamed(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32], skip_special: bool) -> Vec<String> {
+    let mut stream = TextStream::new(tokenizer, prompt, skip_special).unwrap();
+    let mut pieces: Vec<String> = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
+    pieces.push(stream.finish().unwrap());
+    pieces
+}
+
+#[test]
+fn a_stream_gives_the_text_of_all_tokens_without_half_characters() {
+    let tokenizer = small();
+    let text = "Grüße, 世界! 🦀🦀 <|im_end|> done";
+    let tokens = tokenizer.encode(text).unwrap();
+    for split in 0..tokens.len() {
+        let (prompt, rest) = tokens.split_at(split);
+        let pieces = streamed(&tokenizer, prompt, rest, false);
+        assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+        let before = tokenizer.decode(prompt).unwrap();
+        assert_eq!(before.trim_end_matches('\u{FFFD}').to_owned() + &pieces.concat(), text, "{split}");
+    }
+    let crab = tokenizer.encode("🦀").unwrap();
+    assert!(crab.len() > 1, "the character takes several tokens");
+    let pieces = streamed(&tokenizer, &[], &crab, false);
+    assert!(pieces[..crab.len() - 1].iter().all(String::is_empty), "{pieces:?}");
+    assert_eq!(pieces[crab.len() - 1], "🦀");
+}
+
+#[test]
+fn a_stream_ends_with_what_is_left_and_can_leave_special_tokens_out() {
+    let tokenizer = small();
+    let crab = tokenizer.encode("a🦀").unwrap();
+    let pieces = streamed(&tokenizer, &[], &crab[..crab.len() - 1], true);
+    assert_eq!(pieces[0], "a");
+    assert!(pieces[crab.len() - 1].chars().all(|c| c == '\u{FFFD}') && !pieces[crab.len() - 1].is_empty());
+
+    let tokens = tokenizer.encode("a<|im_end|>b").unwrap();
+    assert_eq!(streamed(&tokenizer, &[], &tokens, false).concat(), "a<|im_end|>b");
+    assert_eq!(streamed(&tokenizer, &[], &tokens, true).concat(), "ab");
+    // Neither a token without an entry nor many of them in a row.
+    assert_eq!(streamed(&tokenizer, &[9999], &[tokens[0], 9999, 512, tokens[2]], true).concat(), "ab");
+}
+
+#[test]
+fn a_sentencepiece_space_after_the_prompt_is_kept() {
+    let json = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true },
+        "model": { "type": "WordLevel", "unk_token": "?", "vocab": { "?": 0, "▁Hello": 1, "▁you": 2, "!": 3 } },
+    });
+    let tokenizer = load(&json).unwrap();
+    assert_eq!(streamed(&tokenizer, &[], &[1, 2, 3], true), ["Hello", " you", "!", ""]);
+    assert_eq!(streamed(&tokenizer, &[1], &[2, 3, 2], true), [" you", "!", " you", ""]);
+}
+
+#[test]
+fn special_tokens_are_put_around_a_text_on_request() {
+    let mut json = small_json();
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": "<|im_start|>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }],
+        "special_tokens": { "<|im_start|>": { "id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"] } },
+    });
+    let tokenizer = load(&json).unwrap();
+    let plain = tokenizer.encode("hello").unwrap();
+    let with_start = tokenizer.encode_with_special_tokens("hello").unwrap();
+    assert_eq!((with_start[0], &with_start[1..]), (1, &plain[..]));
+    assert_eq!(small().encode_with_special_tokens("hello").unwrap(), plain);
 }
 
 #[test]
