@@ -86,6 +86,27 @@ pub fn a_stop_token_ends_the_text(device: &Device) {
     assert!(model.generate(&expected[..PROMPT], &GenerateOptions::greedy(0)).unwrap().is_empty());
 }
 
+/// A continuation gives its tokens one by one: as many as are asked for, and none after the end.
+pub fn a_continuation_comes_token_by_token(device: &Device) {
+    let expected = greedy_of(&reference("llama_tied"));
+    let model = golden("llama_tied", device).model;
+    let (prompt, new) = expected.split_at(PROMPT);
+    let mut tokens = model.continuation(prompt, &GenerateOptions::greedy(NEW)).unwrap();
+    assert_eq!(tokens.next(), Some(Ok(new[0])));
+    assert_eq!(tokens.by_ref().take(3).collect::<Result<Vec<_>, _>>().unwrap(), new[1..4]);
+    assert_eq!(tokens.by_ref().collect::<Result<Vec<_>, _>>().unwrap(), new[4..]);
+    assert_eq!((tokens.next(), tokens.next()), (None, None));
+    let stop = GenerateOptions { stop: vec![new[0]], ..GenerateOptions::greedy(NEW) };
+    let mut tokens = model.continuation(prompt, &stop).unwrap();
+    assert_eq!((tokens.next(), tokens.next()), (Some(Ok(new[0])), None));
+
+    // The logits of the last position alone are those of all positions.
+    let next = model.next_logits(model.batch(&[prompt]).unwrap(), &mut KvCache::new());
+    assert_eq!(next.dims(), [1, model.config().vocab_size]);
+    let all = logits(&model, &[prompt.to_vec()]).narrow(1, PROMPT - 1, 1);
+    assert_close("last logits", &values(next), &values(all), LOGITS);
+}
+
 /// Sampling settings out of range are refused by name.
 pub fn bad_sampling_settings_are_refused(device: &Device) {
     let model = golden("gemma", device).model;

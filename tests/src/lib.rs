@@ -68,7 +68,7 @@ macro_rules! suite {
                 golden_checkpoints_load_strictly;
             generate: greedy_tokens_are_the_references, the_cache_changes_nothing,
                 dynamic_rope_generates_beyond_its_positions, sampling_follows_its_seed,
-                a_stop_token_ends_the_text, bad_sampling_settings_are_refused;
+                a_stop_token_ends_the_text, a_continuation_comes_token_by_token, bad_sampling_settings_are_refused;
             gguf: codes_survive_every_type, floats_are_weights_alone, finer_scales_stand_in_the_blocks, dense_models_come_back,
                 rope_scaling_comes_back, biases_come_back, the_type_follows_the_widths, what_cannot_run_is_refused,
                 metadata_that_are_not_computed_here, damaged_gguf_files, files_of_others_are_read;

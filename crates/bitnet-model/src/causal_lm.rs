@@ -85,6 +85,14 @@ impl CausalLm {
         self.logits(self.run(tokens, Some(cache), |_| ()))
     }
 
+    /// The logits after the last of the tokens only, `[B, vocab_size]`: what generation needs, without the head's
+    /// product for all others.
+    pub fn next_logits(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
+        let x = self.run(tokens, Some(cache), |_| ());
+        let n_tokens = x.dims()[1];
+        self.logits(x.narrow(1, n_tokens - 1, 1)).squeeze_dim(1)
+    }
+
     /// The residual stream before each block, then the normed output of the last: `n_layers + 1` tensors
     /// `[B, T, d_model]`.
     pub fn hidden_states(&self, tokens: Tensor<2, Int>) -> Vec<Tensor<3>> {

@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::DType;
+use burn::tensor::{DType, Int, Tensor};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -51,38 +51,84 @@ impl CausalLm {
     /// Continues a text of tokens. Returns the new tokens only.
     ///
     /// # Errors
+    /// Those of [`continuation`](Self::continuation) and of its tokens.
+    pub fn generate(&self, prompt: &[u32], options: &GenerateOptions) -> Result<Vec<u32>, ModelError> {
+        self.continuation(prompt, options)?.collect()
+    }
+
+    /// Continues a text of tokens, one token at a time: nothing is computed before it is asked for.
+    ///
+    /// # Errors
     /// - those of [`batch`](Self::batch), with the new tokens counted into the sequence
     /// - [`ModelError::Sampling`] for a setting out of range
-    /// - [`ModelError::LogitsNotFinite`] and [`ModelError::Device`] where the model cannot say a next token
-    pub fn generate(&self, prompt: &[u32], options: &GenerateOptions) -> Result<Vec<u32>, ModelError> {
-        let mut chooser = Chooser::new(&options.sampling)?;
-        let model = self.valid();
+    pub fn continuation(
+        &self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Continuation, ModelError> {
+        let chooser = Chooser::new(&options.sampling)?;
         let length = prompt.len().saturating_add(options.max_new_tokens);
         let limit = self.config().position_limit();
         if length > limit {
             return Err(ModelError::SequenceTooLong { found: length, limit });
         }
-        let mut input = model.batch(&[prompt])?;
-        let mut cache = KvCache::new();
-        let mut new_tokens = Vec::new();
-        while new_tokens.len() < options.max_new_tokens {
-            let logits = model.forward_cached(input, &mut cache);
-            let [_, n_tokens, vocab_size] = logits.dims();
-            let last = logits.narrow(1, n_tokens - 1, 1).reshape([vocab_size]).cast(DType::F32);
-            let last: Vec<f32> =
-                last.try_into_vec_as().map_err(|error| ModelError::Device(error.to_string()))?;
-            let token =
-                chooser.choose(&last).ok_or(ModelError::LogitsNotFinite { step: new_tokens.len() })?;
-            new_tokens.push(token);
-            if options.stop.contains(&token) {
-                break;
-            }
-            input = model.batch(&[[token]])?;
-        }
-        Ok(new_tokens)
+        let model = self.valid();
+        let input = model.batch(&[prompt])?;
+        Ok(Continuation {
+            model,
+            chooser,
+            cache: KvCache::new(),
+            next_input: Some(input),
+            n_given: 0,
+            max_new_tokens: options.max_new_tokens,
+            stop: options.stop.clone(),
+        })
     }
 }
 
+/// The tokens that continue a text, from [`CausalLm::continuation`].
+///
+/// It ends after the number of tokens that was asked for, after a stop token, and after an error:
+/// [`ModelError::LogitsNotFinite`] or [`ModelError::Device`] where the model cannot say a next token.
+#[derive(Debug)]
+pub struct Continuation {
+    model: CausalLm,
+    chooser: Chooser,
+    cache: KvCache,
+    /// What the model has not seen yet, `[1, T]`; none at the end.
+    next_input: Option<Tensor<2, Int>>,
+    n_given: usize,
+    max_new_tokens: usize,
+    stop: Vec<u32>,
+}
+
+impl Continuation {
+    fn step(&mut self, input: Tensor<2, Int>) -> Result<u32, ModelError> {
+        let logits = self.model.next_logits(input, &mut self.cache).cast(DType::F32);
+        let logits: Vec<f32> =
+            logits.try_into_vec_as().map_err(|error| ModelError::Device(error.to_string()))?;
+        let token = self.chooser.choose(&logits).ok_or(ModelError::LogitsNotFinite { step: self.n_given })?;
+        if !self.stop.contains(&token) {
+            self.next_input = Some(self.model.batch(&[[token]])?);
+        }
+        self.n_given += 1;
+        Ok(token)
+    }
+}
+
+impl Iterator for Continuation {
+    type Item = Result<u32, ModelError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.n_given == self.max_new_tokens {
+            return None;
+        }
+        let input = self.next_input.take()?;
+        Some(self.step(input))
+    }
+}
+
+#[derive(Debug)]
 enum Chooser {
     Greedy,
     Random { temperature: f64, top_p: f64, top_k: usize, rng: Box<StdRng> },

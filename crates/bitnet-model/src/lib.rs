@@ -35,5 +35,5 @@ pub use cache::KvCache;
 pub use causal_lm::CausalLm;
 pub use config::{Activation, CausalLmConfig, RopeConfig, RopeScaling, SlidingLayers, SubNorms};
 pub use error::ModelError;
-pub use generate::{GenerateOptions, Sampling};
+pub use generate::{Continuation, GenerateOptions, Sampling};
 pub use mlp::Mlp;
