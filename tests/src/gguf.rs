@@ -67,7 +67,7 @@ fn ternary(name: &str, sub_norm: Placement, device: &Device) -> Checkpoint {
     converted
 }
 
-fn export_hf(
+fn write(
     checkpoint: &Checkpoint,
     path: &Path,
     options: &GgufOptions,
@@ -226,7 +226,7 @@ pub fn finer_scales_stand_in_the_blocks(device: &Device) {
         let folder = tempfile::tempdir().unwrap();
         let beside = GgufOptions { scale: Some(ScaleHome::Tensor), ..of(GgufType::Q2_0) };
         for options in [beside, of(GgufType::I2sX86)] {
-            let error = export_hf(&checkpoint, &folder.path().join("x"), &options).unwrap_err();
+            let error = write(&checkpoint, &folder.path().join("x"), &options).unwrap_err();
             assert!(
                 matches!(&error, ConvertError::Format { source: FormatError::Granularity { .. }, .. }),
                 "{error}"
@@ -279,7 +279,7 @@ pub fn rope_scaling_comes_back(device: &Device) {
         let scaled = Checkpoint::new(model, config, crate::data("hf/llama_tied"));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
-        let report = match export_hf(&scaled, &path, &of(GgufType::F32)) {
+        let report = match write(&scaled, &path, &of(GgufType::F32)) {
             Ok(report) => report,
             Err(error) => {
                 assert!(!runs && error.to_string().contains("YaRN"), "{name}: {error}");
@@ -386,7 +386,7 @@ pub fn what_cannot_run_is_refused(device: &Device) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let refused = |checkpoint: &Checkpoint, weights: GgufType| {
-        let error = export_hf(checkpoint, &path, &of(weights)).unwrap_err();
+        let error = write(checkpoint, &path, &of(weights)).unwrap_err();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{error}");
         error
     };
@@ -416,18 +416,18 @@ pub fn what_cannot_run_is_refused(device: &Device) {
     set_lambda(&mut warming.model, Some(0.5));
     let error = refused(&warming, GgufType::Auto);
     assert!(matches!(error, ConvertError::Lambda { found: 0.5, .. }), "{error}");
-    export_hf(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap();
+    write(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap();
     let error =
-        export_hf(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap_err();
+        write(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap_err();
     assert!(matches!(&error, ConvertError::Exists { path: found } if *found == path), "{error}");
     let written = fs::read(&path).unwrap();
     let again = GgufOptions { any_lambda: true, overwrite: true, ..of(GgufType::F32) };
-    export_hf(&warming, &path, &again).unwrap();
+    write(&warming, &path, &again).unwrap();
     assert_ne!(fs::read(&path).unwrap(), written);
     fs::remove_file(&path).unwrap();
 
     fs::write(&path, "a file").unwrap();
-    let error = export_hf(&relu2, &path.join("model.gguf"), &of(GgufType::I2sX86)).unwrap_err();
+    let error = write(&relu2, &path.join("model.gguf"), &of(GgufType::I2sX86)).unwrap_err();
     assert!(matches!(&error, ConvertError::Write { .. }), "a folder that is a file: {error}");
     fs::remove_file(&path).unwrap();
 

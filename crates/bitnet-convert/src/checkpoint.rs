@@ -44,16 +44,16 @@ pub struct LoadOptions {
 }
 
 /// The files beside the weights that belong to a checkpoint.
-const COMPANIONS: [&str; 9] = [
+pub(crate) const COMPANIONS: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "generation_config.json",
-    "chat_template.jinja",
 ];
 
 /// Loads a Hugging Face folder: one safetensors file or shards, in f32, f16 or bf16, widened to f32.

@@ -222,6 +222,23 @@ pub enum ConvertError {
         /// What is wrong.
         source: bitnet_format::FormatError,
     },
+    /// A text is no name of a model on the hub.
+    #[cfg(feature = "hub")]
+    #[error("`{found}` is no hub id: expected org/name or org/name@revision")]
+    HubId {
+        /// The text.
+        found: String,
+    },
+    /// A model cannot be had from the hub.
+    #[cfg(feature = "hub")]
+    #[error("hub model `{id}`: {problem}")]
+    Hub {
+        /// The model.
+        id: String,
+        /// Why.
+        #[source]
+        problem: HubProblem,
+    },
     /// The device failed while weights were read from it.
     #[error("device, at tensor `{name}`: {reason}")]
     Device {
@@ -229,6 +246,57 @@ pub enum ConvertError {
         name: String,
         /// The device's reason.
         reason: String,
+    },
+}
+
+/// Why a model cannot be had from the hub.
+#[cfg(feature = "hub")]
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HubProblem {
+    /// Neither a variable nor a home says where the cache is.
+    #[error("no folder to keep it in: set HF_HOME")]
+    NoCache,
+    /// The hub is not to be asked, and the cache lacks a file.
+    #[error("the cache lacks a file of it, and HF_HUB_OFFLINE forbids to ask the hub")]
+    NotCached,
+    /// The hub does not know it.
+    #[error("{endpoint} has no such model or revision, or it is private (HF_TOKEN lets one in)")]
+    NoModel {
+        /// The hub.
+        endpoint: String,
+    },
+    /// The hub knows the model, which lacks a file that is needed.
+    #[error("it has no file `{file}`")]
+    NoFile {
+        /// The file.
+        file: String,
+    },
+    /// The hub does not answer, or not now, and the cache lacks a file.
+    #[error("cannot reach {endpoint}, and the cache lacks a file of it")]
+    Unreachable {
+        /// The hub.
+        endpoint: String,
+        /// The network's reason.
+        source: Box<ureq::Error>,
+    },
+    /// The hub answers something else than a hub does.
+    #[error("the hub's answer cannot be used")]
+    Answer {
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The hub names a commit that is none.
+    #[error("the hub names the commit `{found}`: expected letters and digits")]
+    Commit {
+        /// The name.
+        found: String,
+    },
+    /// The cache cannot be read or written, or the connection broke in the middle of a file.
+    #[error("the cache cannot be filled")]
+    Cache {
+        /// The system's reason.
+        source: std::io::Error,
     },
 }
 

@@ -110,7 +110,7 @@ pub(crate) fn scale_name(entry: &Entry) -> String {
 }
 
 /// Refuses more layers than the files have tensors, before a structure is made for them.
-fn check_depth(config: &HfConfig, shards: &Shards) -> Result<(), ConvertError> {
+pub(crate) fn check_depth(config: &HfConfig, shards: &Shards) -> Result<(), ConvertError> {
     let names = Names::new(&config.model, config.sub_norm_names());
     let found: BTreeSet<&str> = shards.names().collect();
     let n_layers = config.model.n_layers;
@@ -162,7 +162,7 @@ fn scale_problem(name: &str, shards: &Shards) -> Option<TensorProblem> {
 /// The types that values are read from.
 pub(crate) const FLOATS: &str = "F32, F16 or BF16";
 
-fn is_float(dtype: Dtype) -> bool {
+pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 

@@ -1,11 +1,11 @@
 //! JSON files, and folders that appear whole or not at all.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::ConvertError;
+use crate::{ConvertError, Unfinished};
 
 pub(crate) fn read_json(path: &Path) -> Result<Value, ConvertError> {
     let text = fs::read_to_string(path).map_err(|source| ConvertError::Read { path: path.into(), source })?;
@@ -27,29 +27,18 @@ pub(crate) fn write_folder<T>(
     overwrite: bool,
     fill: impl FnOnce(&Path) -> Result<T, ConvertError>,
 ) -> Result<T, ConvertError> {
-    let write = |path: &Path| {
-        let path: PathBuf = path.into();
-        move |source| ConvertError::Write { path, source }
-    };
-    if folder.exists() && !overwrite {
-        let mut entries = fs::read_dir(folder).map_err(write(folder))?;
-        if entries.next().is_some() {
-            return Err(ConvertError::Exists { path: folder.into() });
-        }
+    let write = |source| ConvertError::Write { path: folder.into(), source };
+    if folder.exists() && !overwrite && fs::read_dir(folder).map_err(write)?.next().is_some() {
+        return Err(ConvertError::Exists { path: folder.into() });
     }
-    let partial = beside(folder)?;
-    fs::create_dir(&partial).map_err(write(&partial))?;
-    let result = fill(&partial).and_then(|value| {
-        if folder.exists() {
-            fs::remove_dir_all(folder).map_err(write(folder))?;
-        }
-        fs::rename(&partial, folder).map_err(write(folder)).map(|()| value)
-    });
-    if result.is_err() {
-        // The failure itself is what the user needs to hear; a leftover folder has a name that says what it is.
-        let _ = fs::remove_dir_all(&partial);
+    let unfinished = beside(folder)?;
+    fs::create_dir(unfinished.path()).map_err(write)?;
+    let value = fill(unfinished.path())?;
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(write)?;
     }
-    result
+    unfinished.finish().map_err(write)?;
+    Ok(value)
 }
 
 /// Fills a file beside its final name and renames it once it is whole; a failure leaves nothing behind. A file that
@@ -62,26 +51,18 @@ pub(crate) fn write_file<T>(
     if path.is_dir() || (path.exists() && !overwrite) {
         return Err(ConvertError::Exists { path: path.into() });
     }
-    let partial = beside(path)?;
+    let unfinished = beside(path)?;
     let write = |source| ConvertError::Write { path: path.into(), source };
-    let result = fs::File::create(&partial).map_err(write).and_then(|file| {
-        let value = fill(&file)?;
-        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(write)?;
-        Ok(value)
-    });
-    if result.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    result
+    let file = fs::File::create(unfinished.path()).map_err(write)?;
+    let value = fill(&file)?;
+    file.sync_all().and_then(|()| unfinished.finish()).map_err(write)?;
+    Ok(value)
 }
 
-/// A name for something unfinished, in the folder of its final name, which is made if it is not there.
-fn beside(path: &Path) -> Result<PathBuf, ConvertError> {
-    let name = path.file_name().ok_or_else(|| ConvertError::Exists { path: path.into() })?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(|source| ConvertError::Write { path: parent.into(), source })?;
-    Ok(parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id())))
+/// A name for something unfinished, in the folder of its final name.
+fn beside(path: &Path) -> Result<Unfinished, ConvertError> {
+    if path.file_name().is_none() {
+        return Err(ConvertError::Exists { path: path.into() });
+    }
+    Unfinished::beside(path).map_err(|source| ConvertError::Write { path: path.into(), source })
 }

@@ -26,6 +26,9 @@ mod fields;
 mod folder;
 mod gguf;
 mod hf_config;
+#[cfg(feature = "hub")]
+mod hub;
+mod inspect;
 mod json;
 mod mapped;
 mod names;
@@ -38,16 +41,26 @@ mod shards;
 mod source;
 mod stage1;
 mod tensors;
+mod unfinished;
 
 pub use checkpoint::{Checkpoint, LoadOptions, check_tokenizer, load, save};
 pub use convert::{auto_convert, convert, convert_slots, is_bitnet};
+#[cfg(feature = "hub")]
+pub use error::HubProblem;
 pub use error::{ConvertError, TensorProblem};
 pub use export::{HfFormat, HfOptions, export_hf};
 pub use gguf::{GgufOptions, GgufReport, GgufTensor, GgufType, export_gguf};
 pub use hf_config::HfConfig;
+#[cfg(feature = "hub")]
+pub use hub::{HubId, fetch};
+pub use inspect::{
+    Architecture, Container, Form, Inspection, Problem, ProblemKind, Role, ScaleReport, TensorEntry, Tokens,
+    Total, inspect,
+};
 pub use pack::{PackReport, PackedSlot, pack, pack_slots};
 pub use policy::{Placement, Policy};
 pub use report::{Action, ConversionReport, LeftBecause, TensorReport};
 pub use shards::{Layout, WeightType};
 pub use stage1::{auto_stage1, is_bitnet_folder, stage1};
 pub use tensors::Tensors;
+pub use unfinished::{Unfinished, remove_unfinished};

@@ -1,6 +1,6 @@
 //! Safetensors files of a checkpoint folder: memory-mapped for reading, written beside and renamed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -19,8 +19,8 @@ use crate::progress::Progress;
 use crate::source::{Content, Entry, Sink, Source, read_ternary};
 use crate::{ConvertError, TensorProblem};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The type that float weights are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +129,27 @@ impl Layout {
     }
 }
 
+/// The file of each tensor, as an index names it: plain file names.
+fn weight_map(index: &Path, json: &Value) -> Result<BTreeMap<String, String>, ConvertError> {
+    let wrong = |reason: &str| ConvertError::Json { path: index.into(), reason: reason.into() };
+    let entries = json.get("weight_map").and_then(Value::as_object);
+    let mut map = BTreeMap::new();
+    for (name, file) in entries.ok_or_else(|| wrong("`weight_map` is no object"))? {
+        let file = file.as_str().ok_or_else(|| wrong(&format!("`weight_map.{name}` is no string")))?;
+        if Path::new(file).file_name() != Some(file.as_ref()) {
+            return Err(wrong(&format!("`weight_map.{name}` is `{file}`: expected a file name")));
+        }
+        map.insert(name.clone(), file.to_owned());
+    }
+    Ok(map)
+}
+
+/// The files that an index names.
+#[cfg(feature = "hub")]
+pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>, ConvertError> {
+    Ok(weight_map(index, &read_json(index)?)?.into_values().collect())
+}
+
 struct Shard {
     file: Mapped,
     /// Where the tensors' bytes begin.
@@ -153,31 +174,22 @@ impl Shards {
         if !single.is_file() {
             return Err(ConvertError::NoWeights { folder: folder.into() });
         }
-        let shard = Shard::open(single)?;
+        Self::open_file(&single)
+    }
+
+    /// Maps one file of any name.
+    pub(crate) fn open_file(path: &Path) -> Result<Self, ConvertError> {
+        let shard = Shard::open(path.into())?;
         let tensors = shard.header.tensors().into_keys().map(|name| (name, 0)).collect();
         Ok(Self { shards: vec![shard], tensors })
     }
 
     fn open_index(index: &Path, folder: &Path) -> Result<Self, ConvertError> {
-        let json = read_json(index)?;
-        let wrong = |reason: &str| ConvertError::Json { path: index.into(), reason: reason.into() };
-        let weight_map = json
-            .get("weight_map")
-            .and_then(Value::as_object)
-            .ok_or_else(|| wrong("`weight_map` is no object"))?;
-        let mut files: Vec<&str> = Vec::new();
-        let mut tensors = BTreeMap::new();
-        for (name, file) in weight_map {
-            let file = file.as_str().ok_or_else(|| wrong(&format!("`weight_map.{name}` is no string")))?;
-            if Path::new(file).file_name() != Some(file.as_ref()) {
-                return Err(wrong(&format!("`weight_map.{name}` is `{file}`: expected a file name")));
-            }
-            let shard = files.iter().position(|known| *known == file).unwrap_or_else(|| {
-                files.push(file);
-                files.len() - 1
-            });
-            tensors.insert(name.clone(), shard);
-        }
+        let weight_map = weight_map(index, &read_json(index)?)?;
+        let files: Vec<&String> = BTreeSet::from_iter(weight_map.values()).into_iter().collect();
+        let place = |file| files.binary_search(&file).ok();
+        let mut tensors: BTreeMap<String, usize> =
+            weight_map.iter().filter_map(|(name, file)| Some((name.clone(), place(file)?))).collect();
         let mut shards = Vec::with_capacity(files.len());
         for file in files {
             let path = folder.join(file);
@@ -204,6 +216,11 @@ impl Shards {
     pub(crate) fn info(&self, name: &str) -> Option<(&[usize], Dtype)> {
         let (_, info) = self.find(name)?;
         Some((&info.shape, info.dtype))
+    }
+
+    /// Bytes of a tensor in its file.
+    pub(crate) fn n_bytes(&self, name: &str) -> Option<u64> {
+        self.find(name).map(|(_, info)| (info.data_offsets.1 - info.data_offsets.0) as u64)
     }
 
     /// Calls `read` with the bytes of a tensor.

@@ -1,0 +1,137 @@
+//! Files and folders that appear under their names whole or not at all.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::{fs, io};
+
+/// Those that this process is writing.
+static OPEN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A name beside `target` to write a file or folder under. Dropped before it is [finished](Self::finish), it takes
+/// what stands under that name with it.
+#[derive(Debug)]
+pub struct Unfinished {
+    target: PathBuf,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// Chooses the name and makes the folder that it is in. Nothing may stand under it yet: it holds the id of the
+    /// process.
+    ///
+    /// # Errors
+    /// Where `target` has no name of its own, as `..`, or its folder cannot be made.
+    pub fn beside(target: &Path) -> io::Result<Self> {
+        let name = target.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent)?;
+        let path = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
+        open().insert(path.clone());
+        Ok(Self { target: target.into(), path })
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives what was written its name. A file of that name is replaced, and so is an empty folder.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed; it is removed then.
+    pub fn finish(self) -> io::Result<()> {
+        if self.path.is_dir() && self.target.is_dir() {
+            fs::remove_dir(&self.target)?;
+        }
+        fs::rename(&self.path, &self.target)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // The failure itself is what the user needs to hear; a leftover has a name that says what it is.
+        let _ = remove(&self.path);
+        open().remove(&self.path);
+    }
+}
+
+/// Removes everything that this process has not finished: for a program that is about to end in the middle of it.
+pub fn remove_unfinished() {
+    for path in open().iter() {
+        let _ = remove(path);
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+fn open() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_has_its_name_only_when_it_is_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("new").join("a.txt");
+        let file = Unfinished::beside(&target).unwrap();
+        fs::write(file.path(), "whole").unwrap();
+        assert!(!target.exists());
+        file.finish().unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "whole");
+
+        let file = Unfinished::beside(&target).unwrap();
+        fs::write(file.path(), "other").unwrap();
+        drop(file);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "whole");
+        assert_eq!(names(&folder.path().join("new")), ["a.txt"]);
+        assert!(Unfinished::beside(&folder.path().join("..")).is_err());
+    }
+
+    #[test]
+    fn a_folder_replaces_an_empty_one_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        fs::create_dir(&target).unwrap();
+        for (old, new) in [(None, "a"), (Some("a"), "b")] {
+            let unfinished = Unfinished::beside(&target).unwrap();
+            fs::create_dir(unfinished.path()).unwrap();
+            fs::write(unfinished.path().join(new), "").unwrap();
+            assert_eq!(unfinished.finish().is_ok(), old.is_none());
+        }
+        assert_eq!((names(&target), names(folder.path())), (vec!["a".to_owned()], vec!["out".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_open_can_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Unfinished::beside(&folder.path().join("a")).unwrap();
+        let tree = Unfinished::beside(&folder.path().join("b")).unwrap();
+        fs::write(file.path(), "half").unwrap();
+        fs::create_dir(tree.path()).unwrap();
+        fs::write(tree.path().join("c"), "half").unwrap();
+        // As `remove_unfinished`, but for these two only: other tests run meanwhile.
+        for path in [file.path(), tree.path()] {
+            assert!(open().contains(path));
+            remove(path).unwrap();
+        }
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+        assert!(file.finish().is_err());
+    }
+}
