@@ -74,15 +74,19 @@ pub fn load(
 }
 
 /// The model that a source describes.
-pub(crate) fn load_model(source: &dyn Source, device: &Device) -> Result<CausalLm, ConvertError> {
+pub(crate) fn load_model(
+    source: &dyn Source,
+    device: &Device,
+    progress: &mut Progress,
+) -> Result<CausalLm, ConvertError> {
     let config = source.config();
     let mut model = config.model.init(device)?;
     insert_sub_norms(&mut model, config);
     check_granularities(&model, config)?;
     let entries = source.entries().iter().map(|entry| (entry.path.as_str(), entry)).collect();
-    let mut loader = Loader { path: ParamPath::default(), source, entries, error: None };
+    let mut loader = Loader { path: ParamPath::default(), source, entries, progress, error: None };
     let mut model = model.map(&mut loader);
-    let Loader { error, entries, .. } = loader;
+    let Loader { error, entries, progress, .. } = loader;
     if let Some(error) = error {
         return Err(error);
     }
@@ -91,6 +95,9 @@ pub(crate) fn load_model(source: &dyn Source, device: &Device) -> Result<CausalL
         let entry = entries.get(format!("{path}.weight").as_str());
         if let (Some(entry), Some(state), Ok(())) = (entry, &config.bitnet, &failed) {
             failed = fill_slot(slot, source, entry, state);
+            if let Content::Packed(_) = entry.content {
+                progress.advance(entry);
+            }
         }
     });
     failed.map(|()| model)
@@ -124,21 +131,20 @@ fn fill_slot(
 /// config says, [`ConvertError::NotFinite`] for a weight that is not finite in the type it is stored in,
 /// [`ConvertError::Write`] and [`ConvertError::Device`].
 pub fn save(checkpoint: &Checkpoint, folder: impl AsRef<Path>) -> Result<(), ConvertError> {
-    write_folder(folder.as_ref(), false, |partial| save_into(checkpoint, partial))
+    write_folder(folder.as_ref(), false, |partial| save_into(checkpoint, partial, &mut |_, _| ()))
 }
 
-pub(crate) fn save_into(checkpoint: &Checkpoint, folder: &Path) -> Result<(), ConvertError> {
+/// Fills the folder of [`save`], which is not yet under its final name.
+pub(crate) fn save_into(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), ConvertError> {
     checkpoint.check_slots()?;
     write_json(&folder.join("config.json"), &checkpoint.config.to_json())?;
     let source = InMemory::new(checkpoint);
     let direction = checkpoint.config.bitnet.as_ref().and_then(|state| state.packed);
-    write_shards(
-        folder,
-        &checkpoint.layout,
-        &source,
-        direction,
-        &mut Progress::new(&source, &mut |_, _| ()),
-    )?;
+    write_shards(folder, &checkpoint.layout, &source, direction, &mut Progress::new(&source, progress))?;
     copy_companions(&checkpoint.source, folder)
 }
 
@@ -242,14 +248,15 @@ fn check_granularities(model: &CausalLm, config: &HfConfig) -> Result<(), Conver
     misfit.map_or(Ok(()), |error| Err(error.into()))
 }
 
-struct Loader<'a> {
+struct Loader<'a, 'b> {
     path: ParamPath,
     source: &'a dyn Source,
     entries: BTreeMap<&'a str, &'a Entry>,
+    progress: &'a mut Progress<'b>,
     error: Option<ConvertError>,
 }
 
-impl ModuleMapper for Loader<'_> {
+impl ModuleMapper for Loader<'_, '_> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
     }
@@ -274,6 +281,7 @@ impl ModuleMapper for Loader<'_> {
                 return param;
             }
         };
+        self.progress.advance(entry);
         let shape = self.path.stored_shape(&param.lazy_shape());
         let tensor =
             Tensor::<D>::from_data(TensorData::new(values, shape), (&param.lazy_device(), DType::F32));

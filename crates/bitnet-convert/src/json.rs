@@ -28,9 +28,7 @@ pub(crate) fn write_folder<T>(
     fill: impl FnOnce(&Path) -> Result<T, ConvertError>,
 ) -> Result<T, ConvertError> {
     let write = |source| ConvertError::Write { path: folder.into(), source };
-    if folder.exists() && !overwrite && fs::read_dir(folder).map_err(write)?.next().is_some() {
-        return Err(ConvertError::Exists { path: folder.into() });
-    }
+    refuse_full(folder, overwrite)?;
     let unfinished = beside(folder)?;
     fs::create_dir(unfinished.path()).map_err(write)?;
     let value = fill(unfinished.path())?;
@@ -39,6 +37,15 @@ pub(crate) fn write_folder<T>(
     }
     unfinished.finish().map_err(write)?;
     Ok(value)
+}
+
+/// Refuses a folder that holds something already, unless it is to be replaced.
+pub(crate) fn refuse_full(folder: &Path, overwrite: bool) -> Result<(), ConvertError> {
+    let write = |source| ConvertError::Write { path: folder.into(), source };
+    if folder.exists() && !overwrite && fs::read_dir(folder).map_err(write)?.next().is_some() {
+        return Err(ConvertError::Exists { path: folder.into() });
+    }
+    Ok(())
 }
 
 /// Fills a file beside its final name and renames it once it is whole; a failure leaves nothing behind. A file that

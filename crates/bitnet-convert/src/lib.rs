@@ -61,6 +61,6 @@ pub use pack::{PackReport, PackedSlot, pack, pack_slots};
 pub use policy::{Placement, Policy};
 pub use report::{Action, ConversionReport, LeftBecause, TensorReport};
 pub use shards::{Layout, WeightType};
-pub use stage1::{auto_stage1, is_bitnet_folder, stage1};
+pub use stage1::{Stage1Options, auto_stage1, is_bitnet_folder, stage1, stage1_watched};
 pub use tensors::Tensors;
 pub use unfinished::{Unfinished, remove_unfinished};

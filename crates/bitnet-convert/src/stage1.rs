@@ -6,9 +6,9 @@ use burn::tensor::Device;
 use serde_json::json;
 
 use crate::checkpoint::save_into;
-use crate::json::{read_json, write_folder, write_json};
+use crate::json::{read_json, refuse_full, write_folder, write_json};
 use crate::shards::Shards;
-use crate::{ConversionReport, ConvertError, LoadOptions, Policy, convert, load};
+use crate::{ConversionReport, ConvertError, LoadOptions, Policy, Tensors, convert};
 
 /// Converts a checkpoint folder into a new one that loads again: `config.json` in transformers' own words where it
 /// has them, shards and types as in the source, the tokenizer files, and `report.json` with every tensor and what
@@ -16,7 +16,7 @@ use crate::{ConversionReport, ConvertError, LoadOptions, Policy, convert, load};
 ///
 /// # Errors
 /// - [`ConvertError::AlreadyBitNet`] where the source is one
-/// - those of [`load`] and [`convert`]; [`ConvertError::Exists`] where `dst` holds something
+/// - those of [`load`](crate::load) and [`convert`]; [`ConvertError::Exists`] where `dst` holds something
 pub fn stage1(
     src: impl AsRef<Path>,
     dst: impl AsRef<Path>,
@@ -24,13 +24,46 @@ pub fn stage1(
     device: &Device,
     options: &LoadOptions,
 ) -> Result<ConversionReport, ConvertError> {
-    let src = src.as_ref();
+    let options = Stage1Options { load: *options, overwrite: false };
+    stage1_watched(src, dst, policy, device, &options, |_, _| ())
+}
+
+/// How [`stage1_watched`] reads and writes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stage1Options {
+    /// How the source is loaded.
+    pub load: LoadOptions,
+    /// Whether to replace what stands under the name.
+    pub overwrite: bool,
+}
+
+/// [`stage1`], which calls `progress` with the weights read and written, and the number of both that there are.
+///
+/// # Errors
+/// Those of [`stage1`]; with `overwrite` not [`ConvertError::Exists`].
+pub fn stage1_watched(
+    src: impl AsRef<Path>,
+    dst: impl AsRef<Path>,
+    policy: &Policy,
+    device: &Device,
+    options: &Stage1Options,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<ConversionReport, ConvertError> {
+    let (src, dst) = (src.as_ref(), dst.as_ref());
+    refuse_full(dst, options.overwrite)?;
     if is_bitnet_folder(src)? {
         return Err(ConvertError::AlreadyBitNet { folder: src.into() });
     }
-    let (checkpoint, report) = convert(load(src, device, options)?, policy)?;
-    write_folder(dst.as_ref(), false, |folder| {
-        save_into(&checkpoint, folder)?;
+    let mut n_weights = 0;
+    let checkpoint = Tensors::open(src, &options.load)?.load_watched(device, |read, total| {
+        n_weights = total;
+        progress(read, 2 * total);
+    })?;
+    let (checkpoint, report) = convert(checkpoint, policy)?;
+    write_folder(dst, options.overwrite, |folder| {
+        save_into(&checkpoint, folder, &mut |written, total| {
+            progress(n_weights + written, n_weights + total)
+        })?;
         let json = json!({
             "policy": policy,
             "n_converted": report.n_converted(),

@@ -5,6 +5,7 @@ use burn::tensor::Device;
 use crate::checkpoint::load_model;
 use crate::folder::Folder;
 use crate::gguf::GgufFile;
+use crate::progress::Progress;
 use crate::source::{InMemory, Source};
 use crate::{Checkpoint, ConvertError, LoadOptions};
 
@@ -46,6 +47,18 @@ impl<'a> Tensors<'a> {
     /// [`ConvertError::NotFinite`] for a NaN or infinite weight, [`ConvertError::Format`] for damaged codes or scales,
     /// and those of the device.
     pub fn load(&self, device: &Device) -> Result<Checkpoint, ConvertError> {
+        self.load_watched(device, |_, _| ())
+    }
+
+    /// [`load`](Self::load), which calls `progress` with the weights read and their total number.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn load_watched(
+        &self,
+        device: &Device,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Checkpoint, ConvertError> {
         let source = self.source();
         let (unexpected, suspicious_scales) = match &self.0 {
             Inner::Folder(folder) => (folder.unexpected.clone(), folder.suspicious_scales()?),
@@ -53,7 +66,7 @@ impl<'a> Tensors<'a> {
             Inner::InMemory(_) => (Vec::new(), Vec::new()),
         };
         Ok(Checkpoint {
-            model: load_model(source, device)?,
+            model: load_model(source, device, &mut Progress::new(source, &mut progress))?,
             config: source.config().clone(),
             layout: source.layout(),
             suspicious_scales,
