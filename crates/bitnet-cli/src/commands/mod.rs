@@ -1,0 +1,35 @@
+//! The subcommands.
+
+pub(crate) mod bench;
+pub(crate) mod completions;
+pub(crate) mod convert;
+mod devices;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+
+use crate::error::CliError;
+use crate::flags::{Cli, Command};
+use crate::{output, reference};
+
+/// Does what the command line asks for.
+pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
+    let global = &cli.global;
+    if let Some(threads) = global.threads {
+        let threads = threads.get();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().map_err(|source| CliError::Threads { threads, source })?;
+    }
+    match &cli.command {
+        Command::Inspect(flags) => inspect::run(flags, global),
+        Command::Convert(flags) => convert::run(flags, global),
+        Command::Export(flags) => export::run(flags, global),
+        Command::Logits(flags) => logits::run(flags, global),
+        Command::Generate(flags) => generate::run(flags, global),
+        Command::Bench(flags) => bench::run(flags, global),
+        Command::Devices => devices::run(),
+        Command::Completions(flags) => completions::run(flags),
+        Command::Reference => Ok(output::print(&reference::markdown())?),
+    }
+}

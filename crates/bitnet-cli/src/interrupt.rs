@@ -1,0 +1,21 @@
+//! Ctrl-C in the middle of writing.
+
+/// From now on an interrupted process removes what it has not finished before it ends, with the status that a shell
+/// expects: 128 and the signal.
+#[cfg(unix)]
+pub(crate) fn clean_up() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+
+    // Without it an interruption leaves a hidden file behind whose name says that it is partial.
+    let Ok(mut signals) = Signals::new([SIGHUP, SIGINT, SIGTERM]) else { return };
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            bitnet_convert::remove_unfinished();
+            std::process::exit(128 + signal);
+        }
+    });
+}
+
+#[cfg(not(unix))]
+pub(crate) fn clean_up() {}
