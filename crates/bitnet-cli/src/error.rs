@@ -25,6 +25,9 @@ pub(crate) enum CliError {
     /// Neither a path nor a hub id.
     #[error("`{found}` is no file or folder, and no hub id either: expected org/name or org/name@revision")]
     Source { found: String },
+    /// Flags that do not go together, in a way that the parser cannot know.
+    #[error("{reason}")]
+    Usage { reason: String },
     /// The device failed while a model ran.
     #[error("the device failed: {reason}")]
     Run { reason: String },
@@ -67,7 +70,7 @@ impl CliError {
     /// 2 for what is wrong with the command line alone, else 1.
     fn exit_status(&self) -> u8 {
         match self {
-            Self::Device(DeviceError::Unknown { .. }) => 2,
+            Self::Usage { .. } | Self::Device(DeviceError::Unknown { .. }) => 2,
             _ => 1,
         }
     }

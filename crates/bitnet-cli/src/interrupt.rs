@@ -1,5 +1,9 @@
 //! Ctrl-C in the middle of writing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// From now on an interrupted process removes what it has not finished before it ends, with the status that a shell
 /// expects: 128 and the signal.
 #[cfg(unix)]
@@ -11,6 +15,7 @@ pub(crate) fn clean_up() {
     let Ok(mut signals) = Signals::new([SIGHUP, SIGINT, SIGTERM]) else { return };
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
             bitnet_convert::remove_unfinished();
             std::process::exit(128 + signal);
         }
@@ -19,3 +24,10 @@ pub(crate) fn clean_up() {
 
 #[cfg(not(unix))]
 pub(crate) fn clean_up() {}
+
+/// Waits for the end if the process is being interrupted: an error is then only that its files are gone.
+pub(crate) fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}

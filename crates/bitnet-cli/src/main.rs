@@ -27,7 +27,9 @@ use crate::flags::Cli;
 fn main() -> ExitCode {
     let cli = Cli::parse(); // ends the process with status 2 for a command line that it cannot read
     interrupt::clean_up();
-    match commands::run(cli) {
+    let result = commands::run(cli);
+    interrupt::wait_if_interrupted();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }

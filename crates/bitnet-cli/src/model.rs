@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_convert::{Checkpoint, LoadOptions, Tensors, check_tokenizer};
+use bitnet_convert::{Checkpoint, LoadOptions, Tensors, WeightType, check_tokenizer, pack};
+use bitnet_model::CausalLm;
 use bitnet_quant::device;
 use bitnet_text::Tokenizer;
+use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use crate::bar::Bar;
@@ -38,22 +40,57 @@ pub(crate) fn load(source: &str, global: &Global) -> Result<(PathBuf, Checkpoint
     Ok((path, checkpoint))
 }
 
-/// The tokenizer of a model: `tokenizer.json` in its folder, or in another folder or file.
+/// The type that the output head computes in: it is read whole for every token that is generated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Head {
+    /// f16 where the model's file holds it in 16 bits, else f32
+    Auto,
+    /// f16: half the time, exact to 1 part in 2048
+    F16,
+    /// f32
+    F32,
+}
+
+/// Makes a model ready to generate: weights packed at two bits, the head as asked for. Packing changes no result.
+/// Returns whether the head is f16.
+pub(crate) fn make_ready(checkpoint: Checkpoint, head: Head) -> Result<(CausalLm, bool), CliError> {
+    let halve = match head {
+        Head::Auto => checkpoint.head_type() != WeightType::F32,
+        Head::F16 => true,
+        Head::F32 => false,
+    };
+    let mut model = pack(checkpoint)?.0.model;
+    let halved = halve && model.halve_head();
+    if head == Head::F16 && !halved {
+        return Err(CliError::Run { reason: "it does not compute in f16: --head f32 does without".into() });
+    }
+    Ok((model, halved))
+}
+
+/// The folder whose files say how to talk to a model: its own, a GGUF file's, or the one that `--tokenizer` names.
+pub(crate) fn talk_folder(model: &Path, other: Option<&Path>) -> PathBuf {
+    match other.filter(|other| other.is_dir()) {
+        Some(folder) => folder.into(),
+        None if model.is_dir() => model.into(),
+        None => model.parent().unwrap_or(Path::new("")).into(),
+    }
+}
+
+/// The tokenizer in that folder, or the file that `--tokenizer` names.
 pub(crate) fn tokenizer(
     folder: &Path,
     other: Option<&Path>,
-    checkpoint: &Checkpoint,
+    model: &CausalLm,
 ) -> Result<Tokenizer, CliError> {
-    let path = match other {
-        Some(file) if !file.is_dir() => file.to_owned(),
-        Some(folder) => folder.join("tokenizer.json"),
+    let path = match other.filter(|other| !other.is_dir()) {
+        Some(file) => file.into(),
         None => folder.join("tokenizer.json"),
     };
     if !path.is_file() {
         return Err(CliError::NoTokenizer { path });
     }
     let tokenizer = Tokenizer::from_file(&path)?;
-    check_tokenizer(&tokenizer, &checkpoint.model)?;
+    check_tokenizer(&tokenizer, model)?;
     Ok(tokenizer)
 }
 

@@ -17,7 +17,7 @@ use crate::param_path::ParamPath;
 use crate::progress::Progress;
 use crate::shards::write_shards;
 use crate::source::{Content, Entry, InMemory, Source, read_floats};
-use crate::{ConvertError, HfConfig, Layout, Tensors};
+use crate::{ConvertError, HfConfig, Layout, Tensors, WeightType};
 
 /// A model with the files that it came with.
 #[derive(Debug, Clone)]
@@ -186,8 +186,15 @@ impl Checkpoint {
         self
     }
 
+    /// The type that the head's weight is stored in: the embedding's where they are tied.
+    pub fn head_type(&self) -> WeightType {
+        let path = if self.config.model.tied_head { "embedding.weight" } else { "head.weight" };
+        let name = self.names().tensor(path).unwrap_or_default();
+        self.layout.place(&name).1
+    }
+
     /// Stores all float weights in one type from now on.
-    pub fn with_type(mut self, weight_type: crate::WeightType) -> Self {
+    pub fn with_type(mut self, weight_type: WeightType) -> Self {
         self.layout = self.layout.with_type(weight_type);
         self.config.raw.insert(self.config.dtype_key().into(), weight_type.torch_name().into());
         self

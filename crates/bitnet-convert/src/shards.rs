@@ -118,7 +118,7 @@ impl Layout {
 
     /// File and type for a tensor: its own, else those of the tensor with the longest common name, so that a new
     /// norm lands beside its projection.
-    fn place(&self, name: &str) -> (&str, WeightType) {
+    pub(crate) fn place(&self, name: &str) -> (&str, WeightType) {
         let shared = |other: &str| name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
         let found = self
             .tensors

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::bar::Bar;
 use crate::error::CliError;
 use crate::flags::Global;
-use crate::model::load;
+use crate::model::{Head, load, make_ready};
 use crate::output::{bytes, print_json, print_line};
 
 const EXAMPLES: &str = "\
@@ -28,7 +28,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = EXAMPLES)]
 pub(crate) struct Flags {
-    /// The model: a folder or a hub id
+    /// The model: a folder, a GGUF file, or a hub id
     src: String,
 
     /// Tokens of the prompt
@@ -43,6 +43,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
 
+    /// What the output head computes in, which is read whole for every token
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
+    head: Head,
+
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -55,6 +59,8 @@ struct Report {
     architecture: String,
     device: String,
     threads: usize,
+    /// What the output head computes in.
+    head: &'static str,
     /// In the files.
     file_bytes: u64,
     /// Of the loaded parameters.
@@ -74,7 +80,7 @@ struct Rate {
 
 pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
     let (path, checkpoint) = load(&flags.src, global)?;
-    let model = checkpoint.model;
+    let (model, halved) = make_ready(checkpoint, flags.head)?;
     let vocab_size = model.config().vocab_size as u32;
     let prompt: Vec<u32> =
         (1..=flags.prompt_tokens).map(|i| i.wrapping_mul(2_654_435_761) % vocab_size).collect();
@@ -105,6 +111,7 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
         architecture: found.architecture.map(|architecture| architecture.name).unwrap_or_default(),
         device: global.device.clone(),
         threads: rayon::current_num_threads(),
+        head: if halved { "f16" } else { "f32" },
         file_bytes: found.totals.iter().map(|total| total.bytes).sum(),
         memory_bytes: memory_bytes(&model),
         prompt,
@@ -162,8 +169,9 @@ fn memory_bytes(module: &impl Module) -> u64 {
 }
 
 fn print_report(report: &Report) -> Result<(), CliError> {
-    let Report { model, architecture, device, threads, file_bytes, memory_bytes, prompt, generate } = report;
-    print_line(&format!("{model}: {architecture} on {device}, {threads} threads"))?;
+    let Report { model, architecture, device, threads, head, file_bytes, memory_bytes, prompt, generate } =
+        report;
+    print_line(&format!("{model}: {architecture} on {device}, {threads} threads, head {head}"))?;
     print_line(&format!(
         "  {:<16}{} in files, {} in memory",
         "weights",

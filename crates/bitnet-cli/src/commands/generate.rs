@@ -10,7 +10,7 @@ use clap::Args;
 use crate::chat::Message;
 use crate::error::CliError;
 use crate::flags::Global;
-use crate::model::{Companions, load, tokenizer};
+use crate::model::{Companions, Head, load, make_ready, talk_folder, tokenizer};
 use crate::output::{print, print_line};
 use crate::stop_text::StopText;
 
@@ -37,7 +37,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = EXAMPLES)]
 pub(crate) struct Flags {
-    /// The model: a folder or a hub id
+    /// The model: a folder, a GGUF file, or a hub id
     src: String,
 
     /// The text to continue
@@ -80,19 +80,21 @@ pub(crate) struct Flags {
     #[arg(long)]
     raw: bool,
 
-    /// Another tokenizer: a folder or a tokenizer.json
+    /// What the output head computes in, which is read whole for every token
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
+    head: Head,
+
+    /// Another tokenizer, as for a GGUF file, whose own is not read: a folder or a tokenizer.json
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
 }
 
 pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
-    let (folder, checkpoint) = load(&flags.src, global)?;
-    let tokenizer = tokenizer(&folder, flags.tokenizer.as_deref(), &checkpoint)?;
-    let beside = flags
-        .tokenizer
-        .as_deref()
-        .map_or(folder.as_path(), |path| if path.is_dir() { path } else { &folder });
-    let companions = Companions::read(beside)?;
+    let (path, checkpoint) = load(&flags.src, global)?;
+    let (model, _) = make_ready(checkpoint, flags.head)?;
+    let folder = talk_folder(&path, flags.tokenizer.as_deref());
+    let tokenizer = tokenizer(&folder, flags.tokenizer.as_deref(), &model)?;
+    let companions = Companions::read(&folder)?;
     let prompt = match &flags.chat {
         Some(message) => {
             let system = flags.system.iter().map(|text| Message::new("system", text));
@@ -101,7 +103,7 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
         }
         None => tokenizer.encode_with_special_tokens(flags.prompt.as_deref().unwrap_or_default())?,
     };
-    let left = checkpoint.model.config().position_limit().saturating_sub(prompt.len());
+    let left = model.config().position_limit().saturating_sub(prompt.len());
     let options = GenerateOptions {
         max_new_tokens: flags.max_tokens.unwrap_or(MAX_TOKENS.min(left)),
         sampling: match flags.temperature {
@@ -121,7 +123,7 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
     let mut n_tokens = 0;
     let mut stopped = false;
     let start = Instant::now();
-    for token in checkpoint.model.continuation(&prompt, &options)? {
+    for token in model.continuation(&prompt, &options)? {
         let token = token?;
         n_tokens += 1;
         let piece =

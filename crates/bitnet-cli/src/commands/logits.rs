@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::bar::Bar;
 use crate::error::CliError;
 use crate::flags::Global;
-use crate::model::{load, tokenizer};
+use crate::model::{load, talk_folder, tokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,7 +31,7 @@ Compare with transformers, in Python:
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = EXAMPLES)]
 pub(crate) struct Flags {
-    /// The model: a folder or a hub id
+    /// The model: a folder, a GGUF file, or a hub id
     src: String,
 
     /// A safetensors file with the tokens: `input_ids`, int64 [batch, seq]
@@ -50,22 +50,23 @@ pub(crate) struct Flags {
     #[arg(long)]
     cached: bool,
 
-    /// Another tokenizer for --text: a folder or a tokenizer.json
+    /// Another tokenizer for --text, as for a GGUF file, whose own is not read: a folder or a tokenizer.json
     #[arg(long, value_name = "PATH", requires = "text")]
     tokenizer: Option<PathBuf>,
 }
 
 pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
     let read = flags.ids.as_deref().map(read_ids).transpose()?; // before the model, which may take a while
-    let (folder, checkpoint) = load(&flags.src, global)?;
+    let (path, checkpoint) = load(&flags.src, global)?;
+    let model = checkpoint.model;
     let sequences = match (read, &flags.text) {
         (Some(sequences), _) => sequences,
         (None, text) => {
-            let tokenizer = tokenizer(&folder, flags.tokenizer.as_deref(), &checkpoint)?;
+            let other = flags.tokenizer.as_deref();
+            let tokenizer = tokenizer(&talk_folder(&path, other), other, &model)?;
             vec![tokenizer.encode_with_special_tokens(text.as_deref().unwrap_or_default())?]
         }
     };
-    let model = checkpoint.model;
     let tokens = model.batch(&sequences)?;
     let logits = if flags.cached {
         let mut bar = Bar::new("computing", global.quiet);
