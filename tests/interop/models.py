@@ -55,7 +55,8 @@ class Models:
 
     def __init__(self, bitnet: Bitnet, work: Path, steps: int):
         self.bitnet, self.work, self.steps = bitnet, work, steps
-        for folder in ("sources", "models", "exports"):
+        for folder in ("sources", "models", "exports"):  # made anew; what was trained is used again
+            shutil.rmtree(work / folder, ignore_errors=True)
             (work / folder).mkdir()
         self.made: dict[str, Model] = {}
 
@@ -100,13 +101,16 @@ class Models:
         """The repository's small model, converted by us, then trained by transformers for `steps` steps."""
         sub_norm, architecture = TRAINED[name]
         converted = self.bitnet.convert(SMALL, self.work / "models" / f"{name}_untrained", sub_norm)
-        folder = self.work / "models" / name
-        train(converted, folder, corpus(), self.steps)
+        folder = self.work / f"trained-{self.steps}" / name
+        if not folder.exists():
+            train(converted, folder, corpus(), self.steps)
         return Model(name, SMALL, folder, architecture)
 
 
 def make_checkpoint(folder: Path, kind: str, changes: dict, seed: int) -> None:
-    """A checkpoint with random weights of a size at which every parameter moves the logits, and the small tokenizer."""
+    """A checkpoint with random weights of a size at which every parameter moves the logits, and the small tokenizer.
+
+    The values are bf16 ones, as those of published checkpoints, which f16 mostly holds exactly."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{**BASE, **changes})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
@@ -118,6 +122,7 @@ def make_checkpoint(folder: Path, kind: str, changes: dict, seed: int) -> None:
                 p.normal_(1, 0.1)
             else:  # a large embedding makes a tied model repeat its input
                 p.normal_(0, 0.1 if "embed" in name else p.shape[1] ** -0.5)
+            p.copy_(p.bfloat16())
     model.save_pretrained(folder)
     shutil.copy(SMALL / "tokenizer.json", folder)
     if kind == "bitnet":  # latent weights, quantized on the fly
