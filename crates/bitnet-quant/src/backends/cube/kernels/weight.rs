@@ -75,7 +75,7 @@ pub(in super::super) fn absmean(
         let half = len.div_ceil(2);
         let mut at = UNIT_POS as usize;
         while at + half < len {
-            shared[at] = shared[at] + shared[at + half];
+            shared[at] += shared[at + half];
             at += units;
         }
         sync_cube();
