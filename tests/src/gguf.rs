@@ -67,11 +67,7 @@ fn ternary(name: &str, sub_norm: Placement, device: &Device) -> Checkpoint {
     converted
 }
 
-fn write(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    options: &GgufOptions,
-) -> Result<GgufReport, ConvertError> {
+fn write(checkpoint: &Checkpoint, path: &Path, options: &GgufOptions) -> Result<GgufReport, ConvertError> {
     export_gguf(&Tensors::of(checkpoint), path, options, |_, _| ())
 }
 
@@ -417,8 +413,7 @@ pub fn what_cannot_run_is_refused(device: &Device) {
     let error = refused(&warming, GgufType::Auto);
     assert!(matches!(error, ConvertError::Lambda { found: 0.5, .. }), "{error}");
     write(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap();
-    let error =
-        write(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap_err();
+    let error = write(&warming, &path, &GgufOptions { any_lambda: true, ..of(GgufType::Auto) }).unwrap_err();
     assert!(matches!(&error, ConvertError::Exists { path: found } if *found == path), "{error}");
     let written = fs::read(&path).unwrap();
     let again = GgufOptions { any_lambda: true, overwrite: true, ..of(GgufType::F32) };

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bitnet_convert::{
-    ExportFormat, ExportOptions, GgufOptions, GgufReport, GgufType, HfFormat, LoadOptions, Tensors,
-    WeightType, export, export_gguf,
+    GgufOptions, GgufReport, GgufType, HfFormat, HfOptions, LoadOptions, Tensors, WeightType, export_gguf,
+    export_hf,
 };
 use bitnet_format::ScaleHome;
 use clap::{Args, ValueEnum};
@@ -160,12 +160,12 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
     let progress = |done, total| bar.set(done, total);
     let report = match kind {
         Kind::Hf(format) => {
-            let options = ExportOptions {
+            let options = HfOptions {
                 weight_type: flags.floats.map(WeightType::from),
                 overwrite: flags.force,
-                ..ExportOptions::new(ExportFormat::Hf(format))
+                ..HfOptions::new(format)
             };
-            export(&tensors, &flags.dst, &options, progress)?;
+            export_hf(&tensors, &flags.dst, &options, progress)?;
             None
         }
         Kind::Gguf(weights) => {
