@@ -32,9 +32,9 @@ pub(crate) enum Error {
     #[error("{} against the order in ARCHITECTURE.md:\n  {}", count(.edges.len(), "dependency", "dependencies"), .edges.join("\n  "))]
     Edges { edges: Vec<String> },
 
-    /// An example of bitnet-arch that xtask relies on is not there.
-    #[error("bitnet-arch has no example `{name}`")]
-    NoExample { name: &'static str },
+    /// A program of the workspace that xtask relies on was not built.
+    #[error("cargo built no program `{name}`")]
+    NoProgram { name: &'static str },
 
     /// `cargo metadata` printed something unexpected.
     #[error("cannot read the output of `cargo metadata`: {reason}")]

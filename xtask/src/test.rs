@@ -99,8 +99,8 @@ impl Build {
         command
     }
 
-    /// Builds every test and example, and returns what the example `devices` prints: the devices that answer.
-    /// `None` in a dry run.
+    /// Builds every test and example, and returns what `bitnet devices` prints: the devices that answer. `None` in a dry
+    /// run.
     fn all(&self, cargo: &Cargo, target: &Path) -> Result<Option<String>, Error> {
         let mut command = self.test(cargo, target);
         command.args(["--no-run", "--message-format=json-render-diagnostics"]);
@@ -109,8 +109,8 @@ impl Build {
             return Ok(None);
         }
         let messages = cargo.output("building the tests", &mut command)?;
-        let devices = executable(&messages, "devices").ok_or(Error::NoExample { name: "devices" })?;
-        match cargo.output("the example `devices`", &mut Command::new(devices)) {
+        let bitnet = executable(&messages, "bitnet").ok_or(Error::NoProgram { name: "bitnet" })?;
+        match cargo.output("`bitnet devices`", Command::new(bitnet).arg("devices")) {
             Ok(lines) => Ok(Some(lines)),
             // A driver may take the process down with it; then no GPU counts as present.
             Err(Error::Failed { .. }) => Ok(Some(String::new())),
@@ -203,19 +203,20 @@ fn suites(options: &Options, required: &BTreeSet<Backend>) -> BTreeSet<Backend> 
     chosen.iter().chain(required).copied().collect()
 }
 
-/// The path of the example `name` among cargo's JSON messages.
+/// The path of the program `name` among cargo's JSON messages, not of its unit tests.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut artifacts = messages.filter(|message| {
         message["reason"] == "compiler-artifact"
             && message["target"]["name"] == name
-            && message["target"]["kind"] == serde_json::json!(["example"])
+            && message["target"]["kind"] == serde_json::json!(["bin"])
+            && message["profile"]["test"] == false
     });
     artifacts.find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from))
 }
 
-/// Why a backend cannot run, from the lines of the example `devices` (`wgpu present`, `wgpu absent: no adapter`);
-/// `None` if it can.
+/// Why a backend cannot run, from the lines of `bitnet devices` (`wgpu present`, `wgpu absent: no adapter`); `None` if it
+/// can.
 fn absence(devices: &str, backend: Backend) -> Option<String> {
     if !backend.is_gpu() {
         return None;
@@ -224,7 +225,7 @@ fn absence(devices: &str, backend: Backend) -> Option<String> {
     match lines.find(|(name, _)| *name == backend.name()) {
         Some((_, state)) if state.starts_with("present") => None,
         Some((_, state)) => Some(state.to_owned()),
-        None => Some("the example `devices` does not list it".to_owned()),
+        None => Some("`bitnet devices` does not list it".to_owned()),
     }
 }
 
@@ -304,12 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_found_among_cargo_s_messages() {
+    fn a_program_is_found_among_cargo_s_messages() {
         let messages = r#"
-            {"reason":"compiler-artifact","target":{"name":"devices","kind":["test"]},"executable":"/t/deps/devices-1"}
-            {"reason":"compiler-artifact","target":{"name":"devices","kind":["example"]},"executable":"/t/examples/devices"}
+            {"reason":"compiler-artifact","target":{"name":"bitnet","kind":["test"]},"profile":{"test":true},"executable":"/t/deps/bitnet-1"}
+            {"reason":"compiler-artifact","target":{"name":"bitnet","kind":["bin"]},"profile":{"test":true},"executable":"/t/deps/bitnet-2"}
+            {"reason":"compiler-artifact","target":{"name":"bitnet","kind":["bin"]},"profile":{"test":false},"executable":"/t/bitnet"}
             {"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages, "devices"), Some(PathBuf::from("/t/examples/devices")));
+        assert_eq!(executable(messages, "bitnet"), Some(PathBuf::from("/t/bitnet")));
         assert_eq!(executable(messages, "smoke_train"), None);
     }
 

@@ -10,7 +10,9 @@ use crate::flags::Cli;
 pub(crate) fn markdown() -> String {
     let mut command = Cli::command().term_width(0);
     command.build();
-    let mut text = String::from("<!-- written by `bitnet reference`; tests/reference.rs compares -->\n\n");
+    let mut text = String::from(
+        "<!-- Written by `cargo run -p bitnet-cli -- reference > docs/bitnet.md`; a test compares. -->\n\n",
+    );
     write_command(&command, &mut text);
     for command in
         command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help")

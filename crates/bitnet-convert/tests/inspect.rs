@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_convert::{Container, ConvertError, Form, Inspection, ProblemKind, Role, inspect};
+use bitnet_convert::{
+    Container, ConvertError, Form, Inspection, LoadOptions, Placement, Policy, ProblemKind, Role, inspect,
+    stage1,
+};
 use bitnet_format::gguf::{Header, TensorType, Value};
 use bitnet_format::{HfScale, TernaryMatrix, WeightScale, hf};
+use burn::tensor::Device;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize};
 use serde_json::{Value as Json, json};
@@ -113,6 +117,16 @@ fn latent_weights_of_a_bitnet_folder() {
     assert_eq!(total(&found, Role::Projection, Form::Float).0, 0);
     assert_eq!(total(&found, Role::SubNorm, Form::Float).0, 4);
     assert_eq!(kinds(&found), [ProblemKind::Tokenizer]); // the fixture has none
+
+    // What transformers has no words for is in ours.
+    let work = tempfile::tempdir().unwrap();
+    let policy =
+        Policy { sub_norm: Placement::Output, exclude: vec!["*.q_proj".into()], ..Policy::default() };
+    let (source, target) = (repository("assets/small-model"), work.path().join("out"));
+    stage1(source, &target, &policy, &Device::flex(), &LoadOptions::default()).unwrap();
+    let found = look(&target);
+    assert!(found.quantization.as_ref().is_some_and(|words| words.contains("SubLN Output")), "{found:?}");
+    assert_eq!((total(&found, Role::Projection, Form::Latent).0, found.problems), (12, vec![]));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Loads folders that stage1 wrote in transformers, and compares its logits with ours at λ = 1.
 
-Build first:  cargo build -p bitnet-arch --example convert --example logits
-usage: check_stage1_transformers.py EXAMPLES HF       (EXAMPLES: target/debug/examples, HF: tests/data/hf)
+Build first:  cargo build -p bitnet-cli
+usage: check_stage1_transformers.py BITNET HF       (BITNET: target/debug/bitnet, HF: tests/data/hf)
 
 For each source, placement and list of excludes: either both compute the same (mean 1e-4, max 2e-2: another order of
 summation flips single codes; see near_ties.py), with no missing and no unexpected tensor, or transformers refuses the
@@ -22,6 +22,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from near_ties import rounded_the_other_way
@@ -44,14 +45,14 @@ BY_US_ALONE = [
 ]
 
 
-def ours(examples: Path, hf: Path, name: str, subln: str, exclude: list[str], work: Path, ids):
-    folder, tokens, out = work / "out", work / "tokens.json", work / "logits.json"
+def ours(bitnet: Path, hf: Path, name: str, sub_norm: str, exclude: list[str], work: Path, ids):
+    folder, tokens, out = work / "out", work / "ids.safetensors", work / "logits.safetensors"
     flags = [flag for glob in exclude for flag in ("--exclude", glob)]
-    subprocess.run([examples / "convert", hf / name, folder, "--strict", "--subln", subln, *flags], check=True,
+    subprocess.run([bitnet, "convert", hf / name, folder, "--strict", "--sub-norm", sub_norm, *flags], check=True,
                    capture_output=True)
-    tokens.write_text(json.dumps(ids.tolist()))
-    subprocess.run([examples / "logits", folder, tokens, out], check=True)
-    return folder, torch.tensor(json.loads(out.read_text())).reshape(*ids.shape, -1)
+    save_file({"input_ids": ids}, tokens)
+    subprocess.run([bitnet, "logits", folder, "--ids", tokens, "--out", out], check=True)
+    return folder, load_file(out)["logits"]
 
 
 def theirs(folder: Path, ids):
@@ -72,14 +73,14 @@ def theirs(folder: Path, ids):
 
 
 def main() -> None:
-    examples, hf = Path(sys.argv[1]), Path(sys.argv[2])
+    bitnet, hf = Path(sys.argv[1]), Path(sys.argv[2])
     ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(11))
     failed = 0
-    for name, subln, exclude in BY_BOTH + BY_US_ALONE:
-        alone = (name, subln, exclude) in BY_US_ALONE
-        what = f"{name:16s} {subln:7s} {' '.join(exclude):36s}"
+    for name, sub_norm, exclude in BY_BOTH + BY_US_ALONE:
+        alone = (name, sub_norm, exclude) in BY_US_ALONE
+        what = f"{name:16s} {sub_norm:7s} {' '.join(exclude):36s}"
         with tempfile.TemporaryDirectory() as work:
-            folder, found = ours(examples, hf, name, subln, exclude, Path(work), ids)
+            folder, found = ours(bitnet, hf, name, sub_norm, exclude, Path(work), ids)
             n_converted = json.loads((folder / "report.json").read_text())["n_converted"]
             try:
                 kind, n_bit, runs = theirs(folder, ids)

@@ -101,24 +101,21 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
 fn print_summary(report: &ConversionReport, flags: &Flags) -> Result<(), CliError> {
     let count =
         |wanted: fn(&Action) -> bool| report.tensors.iter().filter(|tensor| wanted(&tensor.action)).count();
-    for (n, what) in [
-        (report.n_converted(), "projections are BitNet layers now"),
-        (count(|action| *action == Action::InsertedSubNorm), "norms were inserted before them"),
+    for (what, n) in [
+        ("projections made BitNet layers", report.n_converted()),
+        ("norms inserted before them", count(|action| *action == Action::InsertedSubNorm)),
+        ("projections excluded", count(|action| matches!(action, Action::Left(LeftBecause::Excluded(_))))),
         (
-            count(|action| matches!(action, Action::Left(LeftBecause::Excluded(_)))),
-            "projections stay dense: excluded",
-        ),
-        (
+            "embedding and head left as they are",
             count(|action| matches!(action, Action::Left(LeftBecause::Embedding | LeftBecause::Head))),
-            "tensors stay dense: embedding and head",
         ),
         (
+            "norms and biases left as they are",
             count(|action| matches!(action, Action::Left(LeftBecause::Norm | LeftBecause::Bias))),
-            "tensors stay dense: norms and biases",
         ),
     ] {
         if n > 0 {
-            print_line(&format!("{n:>6} {what}"))?;
+            print_line(&format!("{what:<38}{n:>6}"))?;
         }
     }
     let (dst, report) = (flags.dst.display(), flags.dst.join("report.json"));

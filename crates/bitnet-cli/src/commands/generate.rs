@@ -84,8 +84,10 @@ pub(crate) struct Flags {
     #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
     head: Head,
 
-    /// Another tokenizer, as for a GGUF file, whose own is not read: a folder or a tokenizer.json
-    #[arg(long, value_name = "PATH")]
+    /// Another tokenizer: a folder or a tokenizer.json
+    ///
+    /// A GGUF file needs it unless one lies beside: the tokenizer in the file is not read.
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
     tokenizer: Option<PathBuf>,
 }
 

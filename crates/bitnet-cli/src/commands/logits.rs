@@ -50,8 +50,10 @@ pub(crate) struct Flags {
     #[arg(long)]
     cached: bool,
 
-    /// Another tokenizer for --text, as for a GGUF file, whose own is not read: a folder or a tokenizer.json
-    #[arg(long, value_name = "PATH", requires = "text")]
+    /// Another tokenizer for --text: a folder or a tokenizer.json
+    ///
+    /// A GGUF file needs it unless one lies beside: the tokenizer in the file is not read.
+    #[arg(long, value_name = "PATH", requires = "text", verbatim_doc_comment)]
     tokenizer: Option<PathBuf>,
 }
 

@@ -69,9 +69,9 @@ fn convert_writes_a_model_and_says_what_it_did() {
     let target = work.path().join("new/converted");
     let text = bitnet!("convert", &small(), &target, "--exclude", "*.layers.0.mlp.*").ok();
     for words in [
-        "11 projections are BitNet layers now",
-        "3 norms were inserted",
-        "3 projections stay dense",
+        "projections made BitNet layers            11",
+        "norms inserted before them                 3",
+        "projections excluded                       3",
         "report.json",
     ] {
         assert!(text.contains(words), "{words}: {text}");

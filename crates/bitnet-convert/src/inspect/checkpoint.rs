@@ -57,6 +57,8 @@ pub(super) fn folder(folder: &Path) -> Result<Inspection, ConvertError> {
     });
     if let Some(config) = &config {
         found.architecture = Some(Architecture::from_config(config));
+        let own_words = || config.bitnet.as_ref().map(|state| format!("BitNet: {state}"));
+        found.quantization = found.quantization.or_else(own_words);
     }
     let claimed = config.as_ref().and_then(|config| config.bitnet.as_ref()?.packed);
     if let Some(shards) = &shards {
@@ -111,22 +113,17 @@ impl Architecture {
     }
 }
 
-/// What a config says about quantization, in its own words.
+/// What a config says about quantization in transformers' words.
 fn claim(raw: &Map<String, Value>) -> Option<String> {
-    let word = |object: &Value, key: &str, default: &str| {
-        object.get(key).and_then(Value::as_str).unwrap_or(default).to_owned()
-    };
-    if let Some(own) = raw.get("bitnet_arch") {
-        return Some(format!("bitnet_arch {own}"));
-    }
     let inner = raw.get("quantization_config").filter(|inner| !inner.is_null())?;
-    let method = word(inner, "quant_method", "unknown");
-    Some(match method.as_str() {
+    let word =
+        |key: &str, default: &str| inner.get(key).and_then(Value::as_str).unwrap_or(default).to_owned();
+    Some(match word("quant_method", "unknown").as_str() {
         "bitnet" => {
-            let class = word(inner, "linear_class", "bitlinear");
-            format!("bitnet, {class}, {}", word(inner, "quantization_mode", "offline"))
+            let class = word("linear_class", "bitlinear");
+            format!("bitnet, {class}, {}", word("quantization_mode", "offline"))
         }
-        _ => method,
+        other => other.into(),
     })
 }
 
