@@ -379,3 +379,42 @@ fn gguf_files_that_lack_something() {
         [ProblemKind::MissingTensor, ProblemKind::Scale, ProblemKind::Scale, ProblemKind::Tokenizer]
     );
 }
+
+/// Whatever is in a file: a message, or problems, and never a panic.
+#[test]
+fn damaged_files_are_told_of() {
+    let packed = packed("autobitlinear", HfScale::Multiply);
+    let gguf = packed.path().join("model.gguf");
+    fs::copy(repository("crates/bitnet-format/tests/golden/llama_tied_TQ2_0.gguf"), &gguf).unwrap();
+    let mut random = 1u32;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) as usize % below
+    };
+    let mut n_looked_at = 0;
+    // Headers and configs; what follows them is not read.
+    for (name, header, looked_at) in
+        [("model.safetensors", 6000, ""), ("model.gguf", 3000, "model.gguf"), ("config.json", 800, "")]
+    {
+        let path = packed.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        for _ in 0..400 {
+            let mut damaged = whole.clone();
+            for _ in 0..=next(3) {
+                let at = next(header.min(whole.len()));
+                damaged[at] = match next(3) {
+                    0 => b'0' + next(10) as u8,
+                    1 => 0xff,
+                    _ => damaged[at].wrapping_add(1),
+                };
+            }
+            fs::write(&path, damaged).unwrap();
+            if let Ok(found) = inspect(packed.path().join(looked_at)) {
+                serde_json::to_string(&found).unwrap();
+                n_looked_at += 1;
+            }
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    assert!(n_looked_at > 100, "{n_looked_at} of 1200 could be looked at");
+}
