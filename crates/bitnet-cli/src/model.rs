@@ -60,7 +60,7 @@ pub(crate) fn make_ready(checkpoint: Checkpoint, head: Head) -> Result<(CausalLm
         Head::F32 => false,
     };
     let mut model = pack(checkpoint)?.0.model;
-    let halved = halve && model.halve_head();
+    let halved = halve && model.halve_head()?;
     if head == Head::F16 && !halved {
         return Err(CliError::Run { reason: "it does not compute in f16: --head f32 does without".into() });
     }

@@ -13,11 +13,12 @@ pub(crate) fn split_columns<T>(out: &mut [T], width: usize, columns: usize) -> V
     runs
 }
 
-/// Columns per task: a multiple of `multiple`, enough work for a thread, and a few tasks per thread.
+/// Columns per task: a multiple of `multiple`, enough work for a thread, and as many tasks for each of them.
 pub(crate) fn columns_per_task(width: usize, work_per_column: usize, multiple: usize) -> usize {
     /// Work (multiplications) below which a second thread costs more than it saves.
-    const MIN_WORK: usize = 1 << 20;
-    let for_work = MIN_WORK / work_per_column.max(1) + 1;
-    let for_threads = width.div_ceil(4 * rayon::current_num_threads());
-    for_work.max(for_threads).next_multiple_of(multiple)
+    const MIN_WORK: usize = 1 << 19;
+    let threads = rayon::current_num_threads();
+    let tasks = (width * work_per_column / MIN_WORK).clamp(1, 4 * threads);
+    let tasks = if tasks < threads { tasks } else { tasks / threads * threads };
+    width.div_ceil(tasks).next_multiple_of(multiple)
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::error::check_length;
 use crate::shape::Shape;
-use crate::{CpuError, Granularity, TernaryWeight};
+use crate::{CpuError, Granularity, TernaryWeight, vec_in_huge_pages};
 
 /// Output rows of one tile.
 pub(crate) const TILE_ROWS: usize = 32;
@@ -65,7 +65,8 @@ impl<'a> PackedTernary<'a> {
         check_length("codes", codes.len(), shape.len())?;
         check_length("scales", scales.len(), shape.scales())?;
         // Four digits 1, code 0, per byte: the padding.
-        let mut words = vec![0x5555_5555; shape.words()];
+        let mut words = vec_in_huge_pages(shape.words());
+        words.resize(shape.words(), 0x5555_5555);
         let per_tile = shape.blocks() * TILE_ROWS;
         let valid = words
             .par_chunks_mut(per_tile)

@@ -1,5 +1,5 @@
 use bitnet_layers::{RmsNorm, slots};
-use bitnet_quant::half_linear;
+use bitnet_quant::{half_linear, half_weight};
 use burn::module::{Initializer, Module, Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::module::linear;
@@ -57,18 +57,24 @@ impl CausalLm {
     /// Keeps embedding and head in f16 from now on, where the device computes in it, for generation: it reads the whole
     /// head for every token. f16 holds a bf16 weight from 2⁻¹⁴ on exactly, and any other to 1 part in 2048. Returns
     /// whether it did.
-    pub fn halve_head(&mut self) -> bool {
-        let supported = self.embedding.weight.lazy_device().supports_dtype(DType::F16);
-        if supported {
-            self.embedding.weight =
-                Param::initialized(ParamId::new(), self.embedding.weight.val().inner().cast(DType::F16));
-            if let Some(head) = &mut self.head {
-                // Row by row of the vocabulary in memory, as it is read.
-                let rows = head.weight.val().inner().transpose().cast(DType::F16);
-                head.weight = Param::initialized(ParamId::new(), rows.transpose());
-            }
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] where the device fails.
+    pub fn halve_head(&mut self) -> Result<bool, ModelError> {
+        let half = |weight: Tensor<2>| {
+            half_weight(weight.inner()).map_err(|source| ModelError::Device(source.to_string()))
+        };
+        let Some(embedding) = half(self.embedding.weight.val())? else {
+            return Ok(false);
+        };
+        if let Some(head) = &mut self.head
+            && let Some(rows) = half(head.weight.val().transpose())?
+        {
+            // Row by row of the vocabulary in memory, as it is read.
+            head.weight = Param::initialized(ParamId::new(), rows.transpose());
         }
-        supported
+        self.embedding.weight = Param::initialized(ParamId::new(), embedding);
+        Ok(true)
     }
 
     /// The logits of the next token after each token.

@@ -1,6 +1,10 @@
 //! The output head with its weight in half precision.
 
-use burn::tensor::{DType, Tensor, module::linear};
+use bitnet_cpu::vec_in_huge_pages;
+use burn::tensor::{DType, Tensor, TensorData, module::linear};
+use half::f16;
+
+use crate::QuantError;
 
 #[cfg(feature = "flex")]
 use crate::backends::half_linear as fused;
@@ -27,6 +31,24 @@ pub fn half_linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D>
         }
         None => linear(x, weight.cast(DType::F32).transpose(), None),
     }
+}
+
+/// A weight in f16, in the memory that [`half_linear`] reads fastest; none where the device does not compute in f16.
+///
+/// # Shapes
+/// - `weight`: `[d_output, d_input]`; the same out
+///
+/// # Errors
+/// [`QuantError::Device`] where the device fails.
+pub fn half_weight(weight: Tensor<2>) -> Result<Option<Tensor<2>>, QuantError> {
+    let (shape, device) = (weight.dims(), weight.device());
+    if !device.supports_dtype(DType::F16) {
+        return Ok(None);
+    }
+    let values = weight.try_into_vec_as::<f32>().map_err(QuantError::device)?;
+    let mut halves = vec_in_huge_pages(values.len());
+    halves.extend(values.into_iter().map(f16::from_f32));
+    Ok(Some(Tensor::from_data(TensorData::new(halves, shape), (&device, DType::F16))))
 }
 
 /// There is a fused operation for flex only.

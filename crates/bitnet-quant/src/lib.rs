@@ -33,7 +33,7 @@ pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activ
 pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
-pub use half::half_linear;
+pub use half::{half_linear, half_weight};
 pub use linear::{Quantization, bit_linear, bit_linear_reference};
 pub use packed::{PackedLayout, PackedWeight, packed_linear, packed_linear_reference};
 pub use ste::straight_through;

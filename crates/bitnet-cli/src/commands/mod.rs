@@ -10,7 +10,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 
 use crate::error::CliError;
-use crate::flags::{Cli, Command};
+use crate::flags::{Cli, Command, Global};
 use crate::{output, reference};
 
 /// Does what the command line asks for.
@@ -21,7 +21,12 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build_global().map_err(|source| CliError::Threads { threads, source })?;
     }
-    match &cli.command {
+    // On a thread of the pool: handing each of a token's many small products over to it would cost more than they do.
+    rayon::scope(|_| dispatch(&cli.command, global))
+}
+
+fn dispatch(command: &Command, global: &Global) -> Result<(), CliError> {
+    match command {
         Command::Inspect(flags) => inspect::run(flags, global),
         Command::Convert(flags) => convert::run(flags, global),
         Command::Export(flags) => export::run(flags, global),
