@@ -42,9 +42,9 @@ def ternary_files(report: Report, models: Models) -> None:
     """TQ1_0, TQ2_0 and Q2_0 against F32 of the same weights, on trained models."""
     ids = text_ids()
     report.note(f"The repository's small model, converted by `bitnet convert`, then trained {models.steps} steps in transformers with its "
-                f"online quantization: random weights give logits too flat for top-1 to mean anything. {ids.numel()} tokens of the "
-                f"repository's documents; greedy: {N_GREEDY} tokens after {PROMPT}, from three places of them.")
-    prompts = [corpus()[start : start + PROMPT] for start in (0, 1000, 5000)]
+                f"online quantization on one text, until it knows it: flat logits, as of random weights, would let any rounding change the "
+                f"most probable token. {ids.numel()} tokens of that text; greedy: {N_GREEDY} tokens after {PROMPT}, from three places in it.")
+    prompts = [corpus()[start : start + PROMPT] for start in (0, 1000, 2000)]
     for name in TRAINED:
         with llama.Engine(models.exported(name, "gguf-f32"), n_ctx=512) as engine:
             expected, texts = engine.logits(ids), [engine.greedy(prompt, N_GREEDY) for prompt in prompts]

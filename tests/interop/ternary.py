@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ties import across
+from ties import MARGIN_F16, across
 
 PROJECTIONS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -69,6 +69,18 @@ def exact(x):
     return x
 
 
+def remember(rounding):
+    """Query, key and value round the same input: it is rounded once, and its ties are the same for all."""
+    last = [None, None]
+
+    def remembered(x):
+        if last[0] is not x:
+            last[:] = x, rounding(x)
+        return last[1]
+
+    return remembered
+
+
 def moved(x, inverse, blocks):
     """`x` in blocks, with the ties that the run in progress rounds the other way."""
     return across(x, inverse.expand_as(blocks).reshape(x.shape)).reshape(blocks.shape)
@@ -79,6 +91,7 @@ def f16(x):
     return x.half().float()
 
 
+@remember
 def q8_k(x):
     """llama.cpp beside TQ1_0 and TQ2_0: int8 per 256 inputs, -127 at the largest, whose sign the scale takes."""
     blocks = x.reshape(len(x), -1, 256)
@@ -88,13 +101,17 @@ def q8_k(x):
     return torch.where(inverse == 0, 0, codes * (1 / inverse)).reshape(x.shape)
 
 
+@remember
 def q8_0(x):
     """llama.cpp beside Q2_0: int8 per 32 inputs, the scale rounded to f16 after the codes are made."""
     blocks = x.reshape(len(x), -1, 32)
     largest = blocks.abs().amax(-1, keepdim=True)
     inverse = torch.where(largest == 0, 0, 127 / largest)
     codes = (moved(x, inverse, blocks) * inverse).round()
-    return (codes * (largest / 127).half().float()).reshape(x.shape)
+    scale = (largest / 127).reshape(*x.shape[:-1], -1)
+    last_place = torch.exp2(scale.clamp(min=2**-14).log2().floor() - 10)
+    scale = across(scale, 1 / last_place, MARGIN_F16).half().float()
+    return (codes * scale.reshape(largest.shape)).reshape(x.shape)
 
 
 ACTIVATIONS = {"F32": exact, "F16": f16, "TQ1_0": q8_k, "TQ2_0": q8_k, "Q2_0": q8_0}

@@ -12,6 +12,7 @@ import torch
 from transformers.integrations import bitnet
 
 MARGIN = 1e-4  # codes between an activation and a tie for both roundings to be valid
+MARGIN_F16 = 2e-3  # the same for a scale in f16, in units of its last place
 SAME = 3e-5  # mean difference of a token's logits that the order of summation explains
 
 
@@ -20,30 +21,32 @@ class Ties:
 
     def __init__(self, moved: list[set]):
         self.moved, self.met = moved, [set() for _ in moved]
-        self.call, self.last = -1, None
+        self.call, self.last, self.result = -1, None, None
 
-    def across(self, x, t):
-        """`x` [batch, seq, d] with the moved ones on the other side of the tie of `x * t`; the same x again is the same call."""
-        if x is not self.last:
-            self.call, self.last = self.call + 1, x
+    def across(self, x, t, margin):
+        """`x` [batch, seq, d] with the moved ones on the other side of the tie of `x * t`; the same for the same x again."""
+        if x is self.last:
+            return self.result
+        self.call, self.last = self.call + 1, x
         codes, y, t = x * t, x.clone(), t.expand_as(x)
         tie = codes.floor() + 0.5
-        for row, token, place in ((codes - tie).abs() < MARGIN).nonzero().tolist():
+        for row, token, place in ((codes - tie).abs() < margin).nonzero().tolist():
             self.met[row].add((token, self.call, place))
         for row, moved in enumerate(self.moved):
             for token, call, place in moved:
                 if call == self.call:
                     at = row, token, place
-                    y[at] = (tie[at] + (MARGIN if codes[at].round() < tie[at] else -MARGIN)) / t[at]
+                    y[at] = (tie[at] + (margin if codes[at].round() < tie[at] else -margin)) / t[at]
+        self.result = y
         return y
 
 
 RUN: Ties | None = None  # the run in progress
 
 
-def across(x, t):
-    """What a quantizer with the factor `t` takes instead of `x`."""
-    return x if RUN is None else RUN.across(x, t)
+def across(x, t, margin=MARGIN):
+    """What a quantizer takes instead of `x` [batch, seq, d] if it rounds `x * t`."""
+    return x if RUN is None else RUN.across(x, t, margin)
 
 
 def per_token(x):
