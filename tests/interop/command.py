@@ -22,7 +22,7 @@ class Bitnet:
         Raises `Failed` if its exit status is not 0."""
         words = [str(word) for word in words]
         self.lines.append(" ".join(["bitnet", *words]).replace(str(self.work), "WORK"))
-        done = subprocess.run([self.program, *words], capture_output=True, text=True)
+        done = subprocess.run([self.program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:
             raise Failed(f"exit status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
