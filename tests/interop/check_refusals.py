@@ -5,17 +5,15 @@ from report import Report
 
 def run(report: Report, models: Models) -> None:
     sources = models.work / "sources"
-    make_checkpoint(sources / "mistral_window", "mistral", dict(sliding_window=8), seed=90)
-    make_checkpoint(sources / "gemma", "gemma", dict(head_dim=64), seed=91)
     make_checkpoint(sources / "llama3_subln", "llama", dict(rope_parameters=LLAMA3), seed=92)
-    converted = {name: models.bitnet.convert(sources / name, models.work / "models" / name, sub_norm)
-                 for name, sub_norm in [("gemma", "none"), ("llama3_subln", "output")]}
-    relu2 = models.get("bitnet_relu2").folder
+    converted = models.bitnet.convert(sources / "llama3_subln", models.work / "models/llama3_subln", "output")
+    relu2, untied = models.get("bitnet_relu2").folder, models.work / "models/untied_subln"
+    models.bitnet.convert(models.get("llama_untied").source, untied, "output")
     cases = [  # what, folder, format, a word that the reason must have
         ("ReLU², which llama.cpp would compute as SiLU", relu2, "gguf-tq2_0", "relu2"),
         ("ReLU² in F32", relu2, "gguf-f32", "relu2"),
-        ("llama3 RoPE scaling with SubLN", converted["llama3_subln"], "gguf-tq2_0", "rope"),
-        ("a model type that no architecture of ours runs", converted["gemma"], "gguf-tq2_0", "gemma"),
+        ("llama3 RoPE scaling with SubLN", converted, "gguf-tq2_0", "rope"),
+        ("an untied head with SubLN", untied, "gguf-tq2_0", "head"),
         ("a dense model to ternary blocks", SMALL, "gguf-tq2_0", "dense"),
         ("a dense model to packed weights", SMALL, "hf-bitlinear", "dense"),
         ("an unknown format", SMALL, "gguf-q9_9", "q9_9"),

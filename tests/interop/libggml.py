@@ -22,17 +22,20 @@ class InitParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
-def library(name: str) -> ctypes.CDLL:
-    """llama.cpp's shared library `libNAME`: from LLAMA_CPP_LIB_PATH, else from inside the Python binding."""
+def folder() -> Path:
+    """Where llama.cpp's libraries and programs are: LLAMA_CPP_LIB_PATH, else the Python binding's own."""
     if "LLAMA_CPP_LIB_PATH" in os.environ:
-        folder = Path(os.environ["LLAMA_CPP_LIB_PATH"])
-    else:
-        import llama_cpp
-        folder = Path(llama_cpp.__file__).parent / "lib"
-    for path in (folder / f"lib{name}.so", folder / f"lib{name}.dylib"):
+        return Path(os.environ["LLAMA_CPP_LIB_PATH"])
+    import llama_cpp
+    return Path(llama_cpp.__file__).parent / "lib"
+
+
+def library(name: str) -> ctypes.CDLL:
+    """llama.cpp's shared library `libNAME`."""
+    for path in (folder() / f"lib{name}.so", folder() / f"lib{name}.dylib"):
         if path.exists():
             return ctypes.CDLL(str(path))
-    raise FileNotFoundError(f"no lib{name} in {folder}")
+    raise FileNotFoundError(f"no lib{name} in {folder()}")
 
 
 def base() -> ctypes.CDLL:

@@ -21,6 +21,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 
 import check_gguf
+import check_imports
 import check_llama
 import check_refusals
 import check_sizes
@@ -39,6 +40,7 @@ CHECKS = {
     "emulation": ("llama.cpp's arithmetic, emulated", check_llama.emulation),
     "tokenizer": ("The tokenizer in the file", check_llama.tokenizer),
     "tokenizers": ("Tokenizers of every kind", check_tokenizers.run),
+    "imports": ("Read back by us", check_imports.run),
     "sizes": ("Sizes on disk", check_sizes.run),
     "refusals": ("Refused", check_refusals.run),
 }

@@ -10,6 +10,7 @@ use clap::Args;
 use crate::cargo::{Cargo, target_directory};
 use crate::error::Error;
 use crate::interop::environment::Environment;
+use crate::test::executable;
 
 /// Where the checks find llama.cpp's shared libraries, and beside them its programs.
 const LIBRARIES: &str = "LLAMA_CPP_LIB_PATH";
@@ -17,7 +18,8 @@ const LIBRARIES: &str = "LLAMA_CPP_LIB_PATH";
 /// Flags of `interop`.
 #[derive(Args)]
 #[command(after_help = "\
-Checks: gguf, transformers, llama-float, llama-ternary, emulation, tokenizer, sizes, refusals.
+Checks: gguf, transformers, llama-float, llama-ternary, emulation, tokenizer, tokenizers,
+imports, sizes, refusals.
 
 Without --python the first run makes a Python environment (torch, transformers, gguf, llama-cpp-python) and builds
 llama.cpp in $BITNET_INTEROP_ENV, or in bitnet-interop in the user's cache folder: half an hour on two cores. It needs
@@ -36,7 +38,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "CHECK")]
     only: Vec<String>,
 
-    /// Measure the speed of both instead, in turns; nothing else should run on the machine
+    /// Measure the speed of `bitnet` and llama.cpp instead, in turns; nothing else should run on the machine
     #[arg(long, conflicts_with = "only")]
     bench: bool,
 
@@ -58,7 +60,13 @@ pub(crate) fn run(cargo: &Cargo, options: &Options) -> Result<(), Error> {
         Some(program) => absolute(program),
         None => build(cargo)?,
     };
-    cargo.run("interop", &mut script(cargo.root(), &environment, &bitnet, options))
+    let mut script = script(cargo.root(), &environment, &bitnet, options);
+    if options.bench
+        && let Some(kernels) = kernels(cargo)?
+    {
+        script.arg("--kernels").arg(kernels);
+    }
+    cargo.run("interop", &mut script)
 }
 
 /// The command that runs the script.
@@ -84,6 +92,18 @@ fn build(cargo: &Cargo) -> Result<PathBuf, Error> {
     let target = target_directory(&cargo.metadata()?)?;
     cargo.run("building `bitnet`", &mut cargo.command(["build", "--release", "--package", "bitnet-cli"]))?;
     Ok(target.join("release").join(format!("bitnet{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// Builds the benchmark of the kernels and returns its program; `None` in a dry run.
+fn kernels(cargo: &Cargo) -> Result<Option<PathBuf>, Error> {
+    let mut command = cargo.command(["bench", "--package", "bitnet-cpu", "--bench", "kernels", "--no-run"]);
+    command.arg("--message-format=json-render-diagnostics");
+    cargo.show(&command);
+    if cargo.is_dry_run() {
+        return Ok(None);
+    }
+    let messages = cargo.output("building the benchmark of the kernels", &mut command)?;
+    executable(&messages, "bench", "kernels").map(Some).ok_or(Error::NoProgram { name: "kernels" })
 }
 
 /// A program's path as the caller means it: a bare name is searched for, anything else is relative to the caller's folder.

@@ -109,7 +109,7 @@ impl Build {
             return Ok(None);
         }
         let messages = cargo.output("building the tests", &mut command)?;
-        let bitnet = executable(&messages, "bitnet").ok_or(Error::NoProgram { name: "bitnet" })?;
+        let bitnet = executable(&messages, "bin", "bitnet").ok_or(Error::NoProgram { name: "bitnet" })?;
         match cargo.output("`bitnet devices`", Command::new(bitnet).arg("devices")) {
             Ok(lines) => Ok(Some(lines)),
             // A driver may take the process down with it; then no GPU counts as present.
@@ -203,14 +203,14 @@ fn suites(options: &Options, required: &BTreeSet<Backend>) -> BTreeSet<Backend> 
     chosen.iter().chain(required).copied().collect()
 }
 
-/// The path of the program `name` among cargo's JSON messages, not of its unit tests.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+/// The path of the program `name` of a kind, `bin` or `bench`, among cargo's JSON messages, not of its unit tests.
+pub(crate) fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut artifacts = messages.filter(|message| {
         message["reason"] == "compiler-artifact"
             && message["target"]["name"] == name
-            && message["target"]["kind"] == serde_json::json!(["bin"])
-            && message["profile"]["test"] == false
+            && message["target"]["kind"] == serde_json::json!([kind])
+            && message["profile"]["test"] == (kind == "bench")
     });
     artifacts.find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from))
 }
@@ -310,9 +310,11 @@ mod tests {
             {"reason":"compiler-artifact","target":{"name":"bitnet","kind":["test"]},"profile":{"test":true},"executable":"/t/deps/bitnet-1"}
             {"reason":"compiler-artifact","target":{"name":"bitnet","kind":["bin"]},"profile":{"test":true},"executable":"/t/deps/bitnet-2"}
             {"reason":"compiler-artifact","target":{"name":"bitnet","kind":["bin"]},"profile":{"test":false},"executable":"/t/bitnet"}
+            {"reason":"compiler-artifact","target":{"name":"kernels","kind":["bench"]},"profile":{"test":true},"executable":"/t/kernels"}
             {"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages, "bitnet"), Some(PathBuf::from("/t/bitnet")));
-        assert_eq!(executable(messages, "smoke_train"), None);
+        assert_eq!(executable(messages, "bin", "bitnet"), Some(PathBuf::from("/t/bitnet")));
+        assert_eq!(executable(messages, "bench", "kernels"), Some(PathBuf::from("/t/kernels")));
+        assert_eq!(executable(messages, "bin", "smoke_train"), None);
     }
 
     #[test]
