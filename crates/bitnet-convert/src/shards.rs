@@ -107,6 +107,12 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// One file with tensors of these types.
+    pub(crate) fn of_one_file(types: impl Iterator<Item = (String, WeightType)>) -> Self {
+        let tensors = types.map(|(name, weight_type)| (name, (SINGLE.to_owned(), weight_type))).collect();
+        Self { tensors, new_type: None }
+    }
+
     /// The same files with every tensor in one type.
     pub fn with_type(mut self, weight_type: WeightType) -> Self {
         for (_, found) in self.tensors.values_mut() {

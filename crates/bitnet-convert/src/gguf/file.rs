@@ -242,7 +242,12 @@ impl Source for GgufFile {
     }
 
     fn layout(&self) -> Layout {
-        Layout::default().with_type(WeightType::F32)
+        let types =
+            self.entries.iter().map(|entry| match self.tensors.get(&entry.path).map(|found| found.form) {
+                Some(Form::Floats(weight_type)) => (entry.name.clone(), weight_type),
+                _ => (entry.name.clone(), WeightType::F32),
+            });
+        Layout::of_one_file(types)
     }
 
     fn tokenizer_folder(&self) -> Option<&Path> {
