@@ -129,8 +129,8 @@ fn read(model: &CausalLm, prompt: &[u32]) -> Result<(), CliError> {
 
 /// Tokens one by one after a single one.
 fn generate(model: &CausalLm, n_tokens: u32) -> Result<(), CliError> {
-    let tokens = model.continuation(&[0], &GenerateOptions::greedy(n_tokens as usize))?;
-    Ok(tokens.map(|token| token.map(|_| ())).collect::<Result<(), _>>()?)
+    let mut tokens = model.continuation(&[0], &GenerateOptions::greedy(n_tokens as usize))?;
+    Ok(tokens.try_for_each(|token| token.map(|_| ()))?)
 }
 
 fn median(seconds: &[f64]) -> f64 {

@@ -51,7 +51,6 @@ impl Word for &PathBuf {
 }
 
 /// Runs the command with these words, strings and paths alike.
-
 macro_rules! bitnet {
     ($($word:expr),* $(,)?) => {{
         let words: Vec<String> = vec![$($crate::support::Word::word(&$word)),*];
