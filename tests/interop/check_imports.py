@@ -10,8 +10,8 @@ from ternary import projections
 
 HF = ["hf-bitlinear", "hf-autobitlinear"]
 GGUF = ["gguf-tq1_0", "gguf-tq2_0", "gguf-q2_0", "gguf-f16", "gguf-f32"]
-I2_S = ["i2_s-x86", "i2_s-arm"]  # the only file that a ReLU² model fits into; no Qwen fits
-IN_BITNET_CPP = [name for name in ALL if not name.startswith("qwen")]
+I2_S = ["i2_s-x86", "i2_s-arm"]  # the only file that a ReLU² model fits into; no Qwen and no Gemma fits
+IN_BITNET_CPP = [name for name in ALL if not name.startswith(("qwen", "gemma"))]
 
 
 def run(report: Report, models: Models) -> None:

@@ -34,6 +34,9 @@ RANDOM = {
     "llama_192": ("llama", dict(hidden_size=192, intermediate_size=320, num_attention_heads=3, num_key_value_heads=1), "output", "bitnet"),
     "qwen2": ("qwen2", {}, "none", "qwen2"),
     "qwen3": ("qwen3", dict(head_dim=128), "none", "qwen3"),
+    "mistral": ("mistral", dict(sliding_window=None, tie_word_embeddings=False), "none", "llama"),
+    "gemma": ("gemma", dict(head_dim=64), "none", "gemma"),
+    "gemma2": ("gemma2", dict(head_dim=64, query_pre_attn_scalar=64, sliding_window=16), "none", "gemma2"),
     "bitnet_silu": ("bitnet", dict(hidden_act="silu"), None, "bitnet"),
     "bitnet_relu2": ("bitnet", dict(hidden_act="relu2"), None, None),
 }
@@ -118,8 +121,8 @@ def make_checkpoint(folder: Path, kind: str, changes: dict, seed: int) -> None:
         for name, p in model.named_parameters():
             if name.endswith("bias"):
                 p.normal_(0, 0.1)
-            elif p.ndim == 1:
-                p.normal_(1, 0.1)
+            elif p.ndim == 1:  # Gemma stores what a gain is more than 1
+                p.normal_(0 if kind.startswith("gemma") else 1, 0.1)
             else:  # a large embedding makes a tied model repeat its input
                 p.normal_(0, 0.1 if "embed" in name else p.shape[1] ** -0.5)
             p.copy_(p.bfloat16())
