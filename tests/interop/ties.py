@@ -44,9 +44,9 @@ class Ties:
 RUN: Ties | None = None  # the run in progress
 
 
-def across(x, t, margin=MARGIN):
+def across(x, t, margin=None):
     """What a quantizer takes instead of `x` [batch, seq, d] if it rounds `x * t`."""
-    return x if RUN is None else RUN.across(x, t, margin)
+    return x if RUN is None else RUN.across(x, t, margin or MARGIN)
 
 
 def per_token(x):
