@@ -35,7 +35,7 @@ def run(report: Report, models: Models) -> None:
 
 def read_with_package(file: Path) -> dict[str, tuple[str, int, torch.Tensor]]:
     """As `libggml.read`, by the gguf package."""
-    return {t.name: (t.tensor_type.name, int(t.n_bytes), torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type)).flatten())
+    return {t.name: (t.tensor_type.name, int(t.n_bytes), torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type)).flatten())
             for t in gguf.GGUFReader(file).tensors}
 
 

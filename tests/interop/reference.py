@@ -48,8 +48,11 @@ def emulated(folder: Path, rounding, types: dict[str, str] | None = None, roundi
     for layer, ternary in projections(folder).items():
         number, name = layer.split(".")[2], ".".join(layer.split(".")[3:])
         linear = model.get_submodule(layer)
-        if types.get(f"blk.{number}.{PROJECTIONS[name]}.weight") == "F16":
+        slot = f"blk.{number}.{PROJECTIONS[name]}"
+        if types.get(f"{slot}.weight") == "F16":
             replaced = Emulated(f16(ternary.codes * ternary.scale), 1.0, linear.bias, rounding_f16)
+        elif types and f"{slot}.scale" not in types:  # in its blocks
+            replaced = Emulated(ternary.codes, f16(torch.tensor(ternary.scale)).item(), linear.bias, rounding)
         else:
             replaced = Emulated(ternary.codes, ternary.scale, linear.bias, rounding)
         model.set_submodule(layer, replaced)

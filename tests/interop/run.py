@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=CHECKS, metavar="CHECK", help=f"only this one; repeatable: {', '.join(CHECKS)}")
     parser.add_argument("--transcript", type=Path, help="the page to write after a whole run")
     parser.add_argument("--work", type=Path, help="keep models and exports in this folder, and use what was trained there before")
-    parser.add_argument("--steps", type=int, default=200, help="training steps of the two small models")
+    parser.add_argument("--steps", type=int, default=120, help="training steps of the two small models")
     args = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     with tempfile.TemporaryDirectory(prefix="bitnet-interop-") as scratch:

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 import torch
 from transformers.integrations import bitnet
 
-MARGIN = 1e-4  # codes between an activation and a tie for both roundings to be valid
+MARGIN = 2e-4  # codes between an activation and a tie for both roundings to be valid
 MARGIN_F16 = 2e-3  # the same for a scale in f16, in units of its last place
 SAME = 3e-5  # mean difference of a token's logits that the order of summation explains
 
 
 class Ties:
-    """One run: the ties that it met, and those that it rounds the other way, for each row as (token, call, place)."""
+    """One run: the ties that it met, and those that it rounds the other way, for each row as (token, call, place).
+
+    `met` says with each at which tie it is: equal activations, as heads that share a value have them, are one."""
 
     def __init__(self, moved: list[set]):
-        self.moved, self.met = moved, [set() for _ in moved]
+        self.moved, self.met = moved, [{} for _ in moved]
         self.call, self.last, self.result = -1, None, None
 
     def across(self, x, t, margin):
@@ -31,7 +33,7 @@ class Ties:
         codes, y, t = x * t, x.clone(), t.expand_as(x)
         tie = codes.floor() + 0.5
         for row, token, place in ((codes - tie).abs() < margin).nonzero().tolist():
-            self.met[row].add((token, self.call, place))
+            self.met[row][token, self.call, place] = tie[row, token, place].item()
         for row, moved in enumerate(self.moved):
             for token, call, place in moved:
                 if call == self.call:
@@ -96,10 +98,12 @@ def nearest_row(model, ids, found):
         if not differ:
             return logits, len(moved)
         token = differ[0]
-        # Its own ties alone and in pairs, then those of tokens before it, which may show only now, through attention.
+        # Its own ties alone, equal ones together, in pairs, then those of tokens before it, which may show only now,
+        # through attention.
         own = sorted(tie for tie in met[0] if tie[0] == token)
+        equal = [[other for other in own if other[1] == tie[1] and met[0][other] == met[0][tie]] for tie in own]
         before = sorted((tie for tie in met[0] if tie[0] < token), key=lambda tie: (-tie[0], tie[1]))
-        for some in map(set, [*zip(own), *itertools.combinations(own, 2), *zip(before)]):
+        for some in map(set, [*zip(own), *equal, *itertools.combinations(own, 2), *zip(before)]):
             logits_now, met_now = run(model, ids, [moved ^ some])
             if (logits_now - found)[0, token].abs().mean() < 0.7 * off[token]:
                 moved, logits, met = moved ^ some, logits_now, met_now
