@@ -79,7 +79,8 @@ macro_rules! suite {
                 stage1_config_speaks_transformers_language, stage1_refuses_what_it_must,
                 a_models_own_sub_norms_stay_its_own, frozen_weights_stay_frozen;
             pack: a_packed_slot_computes_what_it_was_packed_from, lambda, packing_keeps_the_model,
-                exports_load_with_the_same_codes, exported_config, refusals, damaged_packed_folders;
+                exports_load_with_the_same_codes, biases_of_packed_folders, exported_config, refusals,
+                damaged_packed_folders;
             bad_input: weight_files_that_are_damaged, indexes_that_are_damaged,
                 tensors_that_the_config_does_not_imply, weights_that_are_not_finite,
                 configs_that_describe_no_model, a_tokenizer_larger_than_the_embedding,

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use crate::names::Names;
 use crate::shards::Shards;
-use crate::source::{Content, Entry, Sink, Source, entries_of};
+use crate::source::{Content, Entry, Sink, Source, entries_of, weight_of_bias};
 use crate::{ConvertError, HfConfig, Layout, LoadOptions, TensorProblem};
 
 /// A checkpoint folder, memory-mapped.
@@ -53,7 +53,7 @@ impl Folder {
     /// Packed tensors whose scale has a size that suggests the other direction than the config says.
     pub(crate) fn suspicious_scales(&self) -> Result<Vec<String>, ConvertError> {
         let mut suspicious = Vec::new();
-        let Some(direction) = self.config.bitnet.as_ref().and_then(|state| state.packed) else {
+        let Some(direction) = self.direction() else {
             return Ok(suspicious);
         };
         for entry in &self.entries {
@@ -64,6 +64,11 @@ impl Folder {
             }
         }
         Ok(suspicious)
+    }
+
+    /// What a stored scale does to the codes; none where the folder holds no codes.
+    fn direction(&self) -> Option<HfScale> {
+        self.config.bitnet.as_ref().and_then(|state| state.packed)
     }
 
     fn stored_scale(&self, entry: &Entry) -> Result<f32, ConvertError> {
@@ -90,13 +95,21 @@ impl Source for Folder {
     }
 
     fn floats(&self, entry: &Entry, sink: &mut Sink) -> Result<(), ConvertError> {
-        self.shards.read_pieces(&entry.name, sink)
+        match weight_of_bias(&self.entries, entry) {
+            // transformers multiplies the sum of product and bias.
+            Some(weight) if self.direction() == Some(HfScale::Multiply) => {
+                let scale = self.stored_scale(weight)?;
+                self.shards.read_pieces(&entry.name, &mut |piece| {
+                    sink(&piece.iter().map(|value| value * scale).collect::<Vec<_>>())
+                })
+            }
+            _ => self.shards.read_pieces(&entry.name, sink),
+        }
     }
 
     fn packed(&self, entry: &Entry) -> Result<TernaryMatrix, ConvertError> {
         let wrong = |source| ConvertError::Format { name: entry.name.clone(), source };
-        let direction = self.config.bitnet.as_ref().and_then(|state| state.packed);
-        let direction = direction.ok_or_else(|| ConvertError::absent(entry))?;
+        let direction = self.direction().ok_or_else(|| ConvertError::absent(entry))?;
         let scale = direction.load(self.stored_scale(entry)?).map_err(wrong)?;
         let shape = entry.matrix_shape()?;
         let unpack = |bytes: &[u8]| hf::unpack(bytes, shape, scale);

@@ -6,7 +6,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use bitnet_format::{HfScale, hf};
+use bitnet_format::{HfScale, TernaryMatrix, WeightScale, hf};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
@@ -16,7 +16,7 @@ use crate::folder::{FLOATS, packed_shape, scale_name};
 use crate::json::{read_json, write_json};
 use crate::mapped::Mapped;
 use crate::progress::Progress;
-use crate::source::{Content, Entry, Sink, Source, read_ternary};
+use crate::source::{Content, Entry, Sink, Source, read_ternary, weight_of_bias};
 use crate::{ConvertError, TensorProblem};
 
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -321,6 +321,11 @@ pub(crate) fn write_shards(
     for entry in source.entries() {
         let (file, weight_type) = layout.place(&entry.name);
         let stored = match (entry.content, pack) {
+            // transformers multiplies the sum of product and bias.
+            (Content::Float, Some(HfScale::Multiply)) => match weight_of_bias(source.entries(), entry) {
+                Some(weight) => Stored::Divided(weight),
+                None => Stored::Float(weight_type),
+            },
             (Content::Float, _) | (Content::Latent(_), None) => Stored::Float(weight_type),
             (Content::Latent(granularity) | Content::Packed(granularity), direction) => {
                 let shape = entry.matrix_shape()?;
@@ -353,14 +358,16 @@ pub(crate) fn write_shards(
 }
 
 /// How a tensor is written.
-enum Stored {
+enum Stored<'a> {
     Float(WeightType),
+    /// A bias, divided by the scale of its weight. In f32: the quotient of two numbers of a shorter type is none.
+    Divided(&'a Entry),
     Packed(HfScale),
 }
 
 struct Output<'a> {
     entry: &'a Entry,
-    stored: Stored,
+    stored: Stored<'a>,
 }
 
 impl Output<'_> {
@@ -369,6 +376,7 @@ impl Output<'_> {
         let Entry { name, shape, .. } = self.entry;
         match self.stored {
             Stored::Float(weight_type) => vec![(name.clone(), weight_type.dtype(), shape.clone())],
+            Stored::Divided(_) => vec![(name.clone(), Dtype::F32, shape.clone())],
             Stored::Packed(_) => vec![
                 (name.clone(), Dtype::U8, packed_shape(shape)),
                 (scale_name(self.entry), Dtype::F32, vec![1]),
@@ -379,29 +387,50 @@ impl Output<'_> {
     fn write(&self, source: &dyn Source, writer: &mut ShardWriter) -> Result<(), ConvertError> {
         let name = &self.entry.name;
         match self.stored {
-            Stored::Float(weight_type) => {
-                writer.seek(name)?;
-                let mut at = 0;
-                source.floats(self.entry, &mut |piece| {
-                    if let Some(i) = piece.iter().position(|&value| !weight_type.holds(value)) {
-                        let (index, value) = (at + i, piece[i]);
-                        return Err(ConvertError::NotFinite { name: name.clone(), index, value });
-                    }
-                    at += piece.len();
-                    writer.write(&weight_type.encode(piece))
-                })
+            Stored::Float(weight_type) => self.write_floats(source, weight_type, 1.0, writer),
+            Stored::Divided(weight) => {
+                let (_, scale) = ternary_of(source, weight)?;
+                self.write_floats(source, WeightType::F32, scale.get(), writer)
             }
             Stored::Packed(direction) => {
                 let wrong = |source| ConvertError::Format { name: name.clone(), source };
-                let ternary =
-                    read_ternary(source, self.entry)?.ok_or_else(|| ConvertError::absent(self.entry))?;
-                let [scale] = *ternary.scales() else { return Err(ConvertError::absent(self.entry)) };
+                let (ternary, scale) = ternary_of(source, self.entry)?;
                 writer.seek(name)?;
                 writer.write(&hf::pack(&ternary).map_err(wrong)?)?;
                 writer.seek(&scale_name(self.entry))?;
                 writer.write(&direction.store(scale).map_err(wrong)?.to_le_bytes())
             }
         }
+    }
+
+    fn write_floats(
+        &self,
+        source: &dyn Source,
+        weight_type: WeightType,
+        divisor: f32,
+        writer: &mut ShardWriter,
+    ) -> Result<(), ConvertError> {
+        let name = &self.entry.name;
+        writer.seek(name)?;
+        let mut at = 0;
+        source.floats(self.entry, &mut |piece| {
+            let values: Vec<f32> = piece.iter().map(|value| value / divisor).collect();
+            if let Some(i) = values.iter().position(|&value| !weight_type.holds(value)) {
+                let (index, value) = (at + i, values[i]);
+                return Err(ConvertError::NotFinite { name: name.clone(), index, value });
+            }
+            at += values.len();
+            writer.write(&weight_type.encode(&values))
+        })
+    }
+}
+
+/// The codes of a BitNet slot's weight and their only scale.
+fn ternary_of(source: &dyn Source, weight: &Entry) -> Result<(TernaryMatrix, WeightScale), ConvertError> {
+    let ternary = read_ternary(source, weight)?.ok_or_else(|| ConvertError::absent(weight))?;
+    match *ternary.scales() {
+        [scale] => Ok((ternary, scale)),
+        _ => Err(ConvertError::absent(weight)),
     }
 }
 

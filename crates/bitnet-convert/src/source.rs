@@ -108,6 +108,13 @@ pub(crate) fn read_ternary(
         .map_err(|source| ConvertError::Format { name: entry.name.clone(), source })
 }
 
+/// The weight of the BitNet slot that a bias belongs to.
+pub(crate) fn weight_of_bias<'a>(entries: &'a [Entry], bias: &Entry) -> Option<&'a Entry> {
+    let slot = bias.path.strip_suffix(".bias")?;
+    let is_weight = |entry: &&Entry| entry.path.strip_suffix(".weight") == Some(slot);
+    entries.iter().find(is_weight).filter(|entry| entry.content != Content::Float)
+}
+
 /// The tensors that a config implies, before any of them is read.
 pub(crate) fn entries_of(config: &HfConfig) -> Result<Vec<Entry>, ConvertError> {
     // Parameters are allocated when they are first used: this is the model's structure alone.
