@@ -16,7 +16,7 @@ pub(crate) fn split_columns<T>(out: &mut [T], width: usize, columns: usize) -> V
 /// Columns per task: a multiple of `multiple`, enough work for a thread, and as many tasks for each of them.
 pub(crate) fn columns_per_task(width: usize, work_per_column: usize, multiple: usize) -> usize {
     /// Work (multiplications) below which a second thread costs more than it saves.
-    const MIN_WORK: usize = 1 << 19;
+    const MIN_WORK: usize = 1 << 18;
     let threads = rayon::current_num_threads();
     let tasks = (width * work_per_column / MIN_WORK).clamp(1, 4 * threads);
     let tasks = if tasks < threads { tasks } else { tasks / threads * threads };

@@ -83,6 +83,7 @@ mod packed;
 mod scalar;
 mod shape;
 mod ternary;
+mod threads;
 mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -94,4 +95,5 @@ pub use kernel::Kernel;
 pub use memory::vec_in_huge_pages;
 pub use packed::PackedTernary;
 pub use shape::MAX_D_INPUT;
+pub use threads::with_awake_threads;
 pub use weight::TernaryWeight;

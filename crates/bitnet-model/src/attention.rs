@@ -32,8 +32,9 @@ slots!(Attention { query, key, value, output });
 /// What all layers of one forward share.
 pub(crate) struct Context {
     pub(crate) rotation: Rotation,
-    /// Added to the scores, `[1, 1, T, S]`: 0 where a token may look, the lowest f32 where not.
-    pub(crate) full_mask: Tensor<4>,
+    /// Added to the scores, `[1, 1, T, S]`: 0 where a token may look, the lowest f32 where not. None if every token may
+    /// look everywhere, as the next one of a text.
+    pub(crate) full_mask: Option<Tensor<4>>,
     /// The same for layers with a sliding window.
     pub(crate) sliding_mask: Option<Tensor<4>>,
 }
@@ -67,7 +68,7 @@ impl Attention {
         &self,
         x: Tensor<3>,
         layer: usize,
-        mask: &Tensor<4>,
+        mask: Option<&Tensor<4>>,
         context: &Context,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
@@ -101,7 +102,12 @@ impl Attention {
             None => scores,
         };
         let dtype = scores.dtype();
-        let weights = softmax(scores.cast(DType::F32) + mask.clone(), 3).cast(dtype);
+        let scores = scores.cast(DType::F32);
+        let scores = match mask {
+            Some(mask) => scores + mask.clone(),
+            None => scores,
+        };
+        let weights = softmax(scores, 3).cast(dtype);
         let weights = weights.reshape([batch, n_kv_heads, n_heads / n_kv_heads * tokens, seen]);
         let mixed = weights.matmul(value).reshape([batch, n_heads, tokens, self.head_dim]);
         self.output.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, n_heads * self.head_dim]))
@@ -109,7 +115,16 @@ impl Attention {
 }
 
 /// The mask of `tokens` new tokens after `seen - tokens` others, `[1, 1, T, S]`; with a window, of its last tokens.
-pub(crate) fn causal_mask(tokens: usize, seen: usize, window: Option<usize>, device: &Device) -> Tensor<4> {
+/// None where it hides nothing.
+pub(crate) fn causal_mask(
+    tokens: usize,
+    seen: usize,
+    window: Option<usize>,
+    device: &Device,
+) -> Option<Tensor<4>> {
+    if tokens == 1 && window.is_none_or(|window| seen <= window) {
+        return None;
+    }
     let past = seen - tokens;
     let mut mask = vec![f32::MIN; tokens * seen];
     for (token, row) in mask.chunks_exact_mut(seen).enumerate() {
@@ -117,5 +132,5 @@ pub(crate) fn causal_mask(tokens: usize, seen: usize, window: Option<usize>, dev
         let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
         row[first..=last].fill(0.0);
     }
-    Tensor::from_data(TensorData::new(mask, [1, 1, tokens, seen]), device)
+    Some(Tensor::from_data(TensorData::new(mask, [1, 1, tokens, seen]), device))
 }

@@ -49,9 +49,9 @@ impl Block {
         context: &Context,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let mask = match &context.sliding_mask {
-            Some(mask) if self.sliding => mask,
-            _ => &context.full_mask,
+        let mask = match self.sliding {
+            true => context.sliding_mask.as_ref(),
+            false => context.full_mask.as_ref(),
         };
         let normed = |x: Tensor<3>, norm: &Option<RmsNorm>| match norm {
             Some(norm) => norm.forward(x),

@@ -173,7 +173,7 @@ impl CausalLm {
                 device,
             ),
             full_mask: causal_mask(n_tokens, seen, None, device),
-            sliding_mask: window.map(|window| causal_mask(n_tokens, seen, Some(window), device)),
+            sliding_mask: window.and_then(|window| causal_mask(n_tokens, seen, Some(window), device)),
         }
     }
 

@@ -1,3 +1,4 @@
+use bitnet_quant::with_awake_threads;
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor};
 use rand::rngs::StdRng;
@@ -104,9 +105,11 @@ pub struct Continuation {
 
 impl Continuation {
     fn step(&mut self, input: Tensor<2, Int>) -> Result<u32, ModelError> {
-        let logits = self.model.next_logits(input, &mut self.cache).cast(DType::F32);
-        let logits: Vec<f32> =
-            logits.try_into_vec_as().map_err(|error| ModelError::Device(error.to_string()))?;
+        let device = input.device();
+        let logits = with_awake_threads(&device, || {
+            let logits = self.model.next_logits(input, &mut self.cache).cast(DType::F32);
+            logits.try_into_vec_as::<f32>().map_err(|error| ModelError::Device(error.to_string()))
+        })?;
         let token = self.chooser.choose(&logits).ok_or(ModelError::LogitsNotFinite { step: self.n_given })?;
         if !self.stop.contains(&token) {
             self.next_input = Some(self.model.batch(&[[token]])?);

@@ -30,6 +30,7 @@ mod sum;
 mod weight;
 
 pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
+pub use backends::with_awake_threads;
 pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;

@@ -1,0 +1,72 @@
+//! Threads that wait for short tasks.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::Yield;
+
+/// Runs `work` while the pool's other threads look for its tasks without falling asleep in between.
+///
+/// For work of many short parallel parts with gaps of some microseconds between them, as a token's: rayon lets idle
+/// threads sleep, and to wake one takes as long as such a part. They spin instead, so what runs beside `work` gets
+/// less of the processor.
+pub fn with_awake_threads<R>(work: impl FnOnce() -> R) -> R {
+    if rayon::current_num_threads() == 1 {
+        return work();
+    }
+    let done = AtomicBool::new(false);
+    let caller = rayon::current_thread_index();
+    rayon::in_place_scope(|scope| {
+        scope.spawn_broadcast(|_, context| {
+            // The caller's own thread would wait for itself.
+            while caller != Some(context.index()) && !done.load(Ordering::Relaxed) {
+                if rayon::yield_now() != Some(Yield::Executed) {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        let _done = SetOnDrop(&done);
+        work()
+    })
+}
+
+/// Lets the spinning threads go, also when `work` panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    fn sum_twice() -> u64 {
+        with_awake_threads(|| (0..2).map(|_| (0..1000u64).into_par_iter().sum::<u64>()).sum())
+    }
+
+    #[test]
+    fn work_runs_inside_and_outside_of_a_pool() {
+        assert_eq!(sum_twice(), 999_000);
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert_eq!(pool.install(sum_twice), 999_000);
+        }
+    }
+
+    #[test]
+    fn calls_nest() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(pool.install(|| with_awake_threads(sum_twice)), 999_000);
+    }
+
+    #[test]
+    fn a_panic_passes_through() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let result =
+            std::panic::catch_unwind(|| pool.install(|| with_awake_threads(|| panic!("of the work"))));
+        assert!(result.is_err());
+    }
+}
