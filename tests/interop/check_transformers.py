@@ -53,7 +53,7 @@ def check(report: Report, what: str, folder: Path, ours: torch.Tensor, ids: torc
     if found != set(projections(folder)):
         report.holds(f"{what}: linear maps that transformers holds as BitLinear", False, "the projections", str(sorted(found)))
     theirs, moved = nearest(model, ids, ours)
-    report.within(f"{what}, {type(model).__name__}, {moved} ties: our logits against transformers'", compare(ours, theirs), mean=MEAN, max=MAX)
+    report.within(f"{what}, {type(model).__name__}, {moved}: our logits against transformers'", compare(ours, theirs), mean=MEAN, max=MAX)
 
 
 def golden(report: Report, models: Models, name: str, weights: str) -> None:
@@ -65,7 +65,8 @@ def golden(report: Report, models: Models, name: str, weights: str) -> None:
     shutil.copy(fixtures / weights / "model.safetensors", folder)
     reference_file = load_file(fixtures / name / "ref.safetensors")
     ids, wanted = reference_file["input_ids"], reference_file["logits"]
-    report.within(f"golden {name}: our logits against the fixture's", compare(models.bitnet.logits(folder, ids), wanted), mean=MEAN, max=MAX)
+    report.within(f"golden {name}: transformers' logits against the fixture's", compare(reference.logits(reference.load(folder), ids), wanted), mean=MEAN, max=MAX)
+    check(report, f"golden {name}", folder, models.bitnet.logits(folder, ids), ids)
     for form in FORMS:
         target = models.work / "exports" / f"golden_{name}-{form}"
         models.bitnet.export(folder, target, form)

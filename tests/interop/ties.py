@@ -3,7 +3,9 @@
 An activation a few units in the last place from a tie is rounded apart by equally valid orders of summation, and all
 that follows differs by that code: logits move by up to 1e-1, more with every layer. So `nearest` looks for those that the
 other engine rounded the other way: at the first token of a row whose logits differ, among the ties of that token (one or
-two, usually), keeping what brings its logits nearer. That mends no wrong weight, scale or formula: every token would know.
+two, usually) and then of those before it, which may show only now, through attention, keeping what brings its logits nearer.
+That mends no wrong weight, scale or formula: every token would know. A first token whose values are small integers times a
+scale after attention can have dozens of ties at once: where they cannot be told apart, that token is left out, and counted.
 """
 import itertools
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ from transformers.integrations import bitnet
 
 MARGIN = 2e-4  # codes between an activation and a tie for both roundings to be valid
 MARGIN_F16 = 2e-3  # the same for a scale in f16, in units of its last place
+MANY = 64  # ties of tokens before one, the nearest, that are tried
+PAIRED = 12  # ties of a token of which pairs are tried
+TOO_MANY = 8  # ties of one vector: each may fall either way, and what follows from all cannot be told apart
 SAME = 3e-5  # mean difference of a token's logits that the order of summation explains
 
 
@@ -84,29 +89,58 @@ def run(model, ids, moved):
 
 
 def nearest(model, ids, found):
-    """The run of `model` on `ids` [batch, seq] that is nearest to the logits `found`, and how many activations it moved."""
+    """The run of `model` on `ids` [batch, seq] that is nearest to the logits `found`, and in words what was moved for it."""
     rows = [nearest_row(model, ids[i : i + 1], found[i : i + 1]) for i in range(len(ids))]
-    return torch.cat([logits for logits, _ in rows]), sum(n for _, n in rows)
+    left_out = sum(n for _, _, n in rows)
+    words = f"{sum(n for _, n, _ in rows)} ties" + (f", {left_out} tokens of many ties left out" if left_out else "")
+    return torch.cat([logits for logits, _, _ in rows]), words
 
 
 def nearest_row(model, ids, found):
-    moved, given_up = set(), 0  # tokens before `given_up` are settled
+    moved, given_up, left_out = frozenset(), 0, []  # tokens before `given_up` are settled
+    tried = {moved}  # two tokens that want different ties would take turns for ever
     logits, met = run(model, ids, [moved])
     while True:
         off = (logits - found).abs().mean(-1)[0]
         differ = [token for token in range(given_up, ids.shape[1]) if off[token] > SAME]
         if not differ:
-            return logits, len(moved)
+            logits[0, left_out] = found[0, left_out]
+            return logits, len(moved), len(left_out)
         token = differ[0]
-        # Its own ties alone, equal ones together, in pairs, then those of tokens before it, which may show only now,
-        # through attention.
         own = sorted(tie for tie in met[0] if tie[0] == token)
         equal = [[other for other in own if other[1] == tie[1] and met[0][other] == met[0][tie]] for tie in own]
-        before = sorted((tie for tie in met[0] if tie[0] < token), key=lambda tie: (-tie[0], tie[1]))
-        for some in map(set, [*zip(own), *equal, *itertools.combinations(own, 2), *zip(before)]):
-            logits_now, met_now = run(model, ids, [moved ^ some])
+        before = sorted((tie for tie in met[0] if tie[0] < token), key=lambda tie: (-tie[0], tie[1]))[:MANY]
+        groups = (own, [*equal, *itertools.combinations(own[:PAIRED], 2)]), (before, [])
+        for candidate in candidates(model, ids, moved, logits, found, token, groups):
+            if candidate in tried:
+                continue
+            logits_now, met_now = run(model, ids, [candidate])
             if (logits_now - found)[0, token].abs().mean() < 0.7 * off[token]:
-                moved, logits, met = moved ^ some, logits_now, met_now
+                moved, logits, met = candidate, logits_now, met_now
+                tried.add(moved)
                 break
         else:
             given_up = token + 1
+            calls = [call for _, call, _ in own]
+            if any(calls.count(call) > TOO_MANY for call in calls):
+                left_out.append(token)
+
+
+def candidates(model, ids, moved, logits, found, token, groups):
+    """Sets of ties to move for the logits of `token`: of each group the tie or set that explains most of the difference, then
+    those ties that explain it together, as least squares of what each of them does alone."""
+    missing = (found - logits)[0, token]
+    for ties, sets in groups:
+        if not ties:
+            continue
+        some = [moved ^ set(each) for each in [*zip(ties), *sets]]
+        runs = [run(model, ids.expand(len(part), -1), part)[0][:, token] for part in batched(some, 32)]
+        effects = torch.cat(runs) - logits[0, token]
+        yield some[(effects - missing).abs().mean(-1).argmin()]
+        alone = effects[: len(ties)]
+        shares = torch.linalg.lstsq(alone.T, missing.unsqueeze(-1), driver="gelsd").solution
+        yield moved ^ {tie for tie, share in zip(ties, shares) if share > 0.5}
+
+
+def batched(items, size):
+    return [items[i : i + size] for i in range(0, len(items), size)]
