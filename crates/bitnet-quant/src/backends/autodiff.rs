@@ -15,16 +15,18 @@ use crate::{ActivationQuant, Granularity, Quantization};
 
 /// What the two passes need of a backend. All floats are f32.
 pub(crate) trait LayerBackend: Backend {
-    /// The input's codes and scales.
-    type Codes: Debug + Clone + Send + 'static;
+    /// The input's int8 codes and scales.
+    type InputCodes: Debug + Clone + Send + 'static;
+    /// The weight's codes at two bits each, and scales.
+    type WeightCodes: Debug + Clone + Send + 'static;
 
-    /// `x_eff · w_effᵀ`, and at λ = 1 the input's codes.
+    /// `x_eff · w_effᵀ`, and at λ = 1 the codes.
     fn forward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
-    ) -> (FloatTensor<Self>, Option<Self::Codes>);
+    ) -> (FloatTensor<Self>, Option<(Self::InputCodes, Self::WeightCodes)>);
 
     /// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
     fn effective_input(x: FloatTensor<Self>, quant: ActivationQuant, lambda: f32) -> FloatTensor<Self>;
@@ -37,26 +39,39 @@ pub(crate) trait LayerBackend: Backend {
     ) -> FloatTensor<Self>;
 
     /// `Qa(x)` from codes, `[tokens, d_input]`.
-    fn input_from_codes(codes: Self::Codes, device: &Device<Self>) -> FloatTensor<Self>;
+    fn input_from_codes(codes: Self::InputCodes, device: &Device<Self>) -> FloatTensor<Self>;
+
+    /// `Q(w)` from codes, `[d_output, d_input]`.
+    fn weight_from_codes(codes: Self::WeightCodes, device: &Device<Self>) -> FloatTensor<Self>;
 }
 
 #[derive(Debug)]
 struct BitLinearBackward;
 
+/// An operand as the backward pass finds it again.
 #[derive(Debug, Clone)]
-enum Input<B: LayerBackend> {
-    /// At λ = 1: int8 codes and their scales.
-    Codes(B::Codes),
-    /// Otherwise the latent input, as a dense layer keeps it.
-    Latent(NodeId),
+enum Operand<C, L> {
+    /// At λ = 1 codes and scales: a fraction of the bytes.
+    Codes(C),
+    /// Otherwise the latent values, as a dense layer keeps them.
+    Latent(L),
+}
+
+impl<C> Operand<C, NodeId> {
+    fn retrieve<T: Clone + Send + 'static>(self, checkpointer: &mut Checkpointer) -> Operand<C, T> {
+        match self {
+            Self::Codes(codes) => Operand::Codes(codes),
+            Self::Latent(node) => Operand::Latent(checkpointer.retrieve_node_output(node)),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
 struct State<B: LayerBackend> {
     /// For dW; none where the weight is frozen.
-    input: Option<Input<B>>,
+    input: Option<Operand<B::InputCodes, NodeId>>,
     /// For dX; none where the input needs no gradient.
-    weight: Option<NodeId>,
+    weight: Option<Operand<B::WeightCodes, NodeId>>,
     quantization: Quantization,
     lambda: f32,
 }
@@ -66,26 +81,25 @@ impl<B: LayerBackend> Backward<B, 2> for BitLinearBackward {
 
     fn backward(self, ops: Ops<State<B>, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let State { input, weight, quantization, lambda } = ops.state;
-        let weight = weight.map(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node));
-        let latent = match &input {
-            Some(Input::Latent(node)) => Some(checkpointer.retrieve_node_output::<FloatTensor<B>>(*node)),
-            _ => None,
-        };
+        let weight = weight.map(|weight| weight.retrieve::<FloatTensor<B>>(checkpointer));
+        let input = input.map(|input| input.retrieve::<FloatTensor<B>>(checkpointer));
         binary::<B, _, _>(
             ops.parents,
             ops.node,
             grads,
-            |grad| match weight {
-                Some(weight) => {
-                    B::float_matmul(grad, B::effective_weight(weight, quantization.weight, lambda))
-                }
-                None => unreachable!("the weight is saved where the input is tracked"),
+            |grad| {
+                let weight = match weight {
+                    Some(Operand::Codes(codes)) => B::weight_from_codes(codes, &grad.device()),
+                    Some(Operand::Latent(weight)) => B::effective_weight(weight, quantization.weight, lambda),
+                    None => unreachable!("the weight is saved where the input is tracked"),
+                };
+                B::float_matmul(grad, weight)
             },
             |grad| {
-                let x = match (input, latent) {
-                    (Some(Input::Codes(codes)), _) => B::input_from_codes(codes, &grad.device()),
-                    (_, Some(x)) => B::effective_input(x, quantization.activation, lambda),
-                    _ => unreachable!("the input is saved where the weight is tracked"),
+                let x = match input {
+                    Some(Operand::Codes(codes)) => B::input_from_codes(codes, &grad.device()),
+                    Some(Operand::Latent(x)) => B::effective_input(x, quantization.activation, lambda),
+                    None => unreachable!("the input is saved where the weight is tracked"),
                 };
                 B::float_matmul(B::float_transpose(grad), x)
             },
@@ -103,11 +117,15 @@ impl<B: LayerBackend, C: CheckpointStrategy> BitLinearOps for Autodiff<B, C> {
         let (y, codes) = B::forward(x.primitive().clone(), weight.primitive().clone(), quantization, lambda);
         match BitLinearBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let input = weight.is_tracked().then(|| match codes {
-                    Some(codes) => Input::Codes(codes),
-                    None => Input::Latent(prep.checkpoint(&x)),
+                let (input_codes, weight_codes) = codes.unzip();
+                let input = weight.is_tracked().then(|| match input_codes {
+                    Some(codes) => Operand::Codes(codes),
+                    None => Operand::Latent(prep.checkpoint(&x)),
                 });
-                let weight = x.is_tracked().then(|| prep.checkpoint(&weight));
+                let weight = x.is_tracked().then(|| match weight_codes {
+                    Some(codes) => Operand::Codes(codes),
+                    None => Operand::Latent(prep.checkpoint(&weight)),
+                });
                 prep.finish(State { input, weight, quantization, lambda }, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(y),

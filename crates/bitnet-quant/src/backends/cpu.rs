@@ -21,26 +21,30 @@ pub(crate) trait CpuBackend: Backend {
     fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R;
 }
 
-/// What the backward pass needs of the input.
+/// What the backward pass needs of an operand.
 #[derive(Debug, Clone)]
-pub(crate) struct SavedCodes {
-    codes: Arc<bitnet_cpu::QuantizedActivations>,
+pub(crate) struct SavedCodes<C> {
+    codes: Arc<C>,
     shape: [usize; 2],
 }
 
-/// `x_eff · w_effᵀ`, and at λ = 1 the input's codes: a quarter of the input's bytes.
+type InputCodes = SavedCodes<bitnet_cpu::QuantizedActivations>;
+type WeightCodes = SavedCodes<PackedTernary<'static>>;
+
+/// `x_eff · w_effᵀ`, and at λ = 1 the codes: a quarter of the input's bytes, a sixteenth of the weight's.
 pub(crate) fn forward<B: CpuBackend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     quantization: Quantization,
     lambda: f32,
-) -> (FloatTensor<B>, Option<SavedCodes>) {
+) -> (FloatTensor<B>, Option<(InputCodes, WeightCodes)>) {
     match quantization.activation {
         ActivationQuant::PerToken(bits) if lambda == 1.0 => {
             let shape = dims::<B>(&x);
             let codes = Arc::new(quantize::<B>(&x, bits));
-            let y = integer_product::<B>(&codes, &weight, quantization.weight);
-            (y, Some(SavedCodes { codes, shape }))
+            let (y, packed) = integer_product::<B>(&codes, &weight, quantization.weight);
+            let packed = SavedCodes { codes: Arc::new(packed), shape: dims::<B>(&weight) };
+            (y, Some((SavedCodes { codes, shape }, packed)))
         }
         activation => {
             let weight = effective_weight::<B>(&weight, quantization.weight, lambda);
@@ -50,12 +54,12 @@ pub(crate) fn forward<B: CpuBackend>(
     }
 }
 
-/// `acc · (w_scale · x_scale)`, with the kernel of packed weights.
+/// `acc · (w_scale · x_scale)`, with the kernel of packed weights; and the weight as it packed it.
 fn integer_product<B: CpuBackend>(
     x: &bitnet_cpu::QuantizedActivations,
     weight: &FloatTensor<B>,
     granularity: Granularity,
-) -> FloatTensor<B> {
+) -> (FloatTensor<B>, PackedTernary<'static>) {
     let (kernel, [d_output, d_input]) = (Kernel::new(), dims::<B>(weight));
     let packed = B::read(weight, |weight| {
         let ternary = sound(kernel.absmean_ternarize(weight, d_output, d_input, granularity));
@@ -64,7 +68,7 @@ fn integer_product<B: CpuBackend>(
     let tokens = x.scales.len();
     let mut y = vec![0.0; tokens * d_output];
     sound(kernel.matmul(&packed, &x.codes, &x.scales, &mut y));
-    tensor::<B>(y, [tokens, d_output], weight)
+    (tensor::<B>(y, [tokens, d_output], weight), packed)
 }
 
 pub(crate) fn quantize<B: CpuBackend>(x: &FloatTensor<B>, bits: Bits) -> bitnet_cpu::QuantizedActivations {
@@ -107,7 +111,7 @@ pub(crate) fn effective_input<B: CpuBackend>(
 }
 
 /// `Qa(x)` from the codes that the forward pass saved.
-pub(crate) fn dequantize<B: CpuBackend>(saved: &SavedCodes, device: &Device<B>) -> FloatTensor<B> {
+pub(crate) fn dequantize<B: CpuBackend>(saved: &InputCodes, device: &Device<B>) -> FloatTensor<B> {
     let SavedCodes { codes, shape } = saved;
     // At λ = 1 the latent values do not matter: the codes stand in for a slice of the right length.
     let values = blend(&[], &codes.codes, &codes.scales, shape[1], 1.0);
@@ -166,14 +170,15 @@ pub(crate) fn sound<T>(result: Result<T, bitnet_cpu::CpuError>) -> T {
 }
 
 impl<B: CpuBackend> LayerBackend for B {
-    type Codes = SavedCodes;
+    type InputCodes = InputCodes;
+    type WeightCodes = WeightCodes;
 
     fn forward(
         x: FloatTensor<B>,
         weight: FloatTensor<B>,
         quantization: Quantization,
         lambda: f32,
-    ) -> (FloatTensor<B>, Option<SavedCodes>) {
+    ) -> (FloatTensor<B>, Option<(InputCodes, WeightCodes)>) {
         forward::<B>(x, weight, quantization, lambda)
     }
 
@@ -185,7 +190,11 @@ impl<B: CpuBackend> LayerBackend for B {
         effective_weight::<B>(&weight, granularity, lambda)
     }
 
-    fn input_from_codes(codes: SavedCodes, device: &Device<B>) -> FloatTensor<B> {
+    fn input_from_codes(codes: InputCodes, device: &Device<B>) -> FloatTensor<B> {
         dequantize::<B>(&codes, device)
+    }
+
+    fn weight_from_codes(packed: WeightCodes, device: &Device<B>) -> FloatTensor<B> {
+        B::float_from_data(TensorData::new(packed.codes.dequantize(), packed.shape), device)
     }
 }

@@ -21,35 +21,40 @@ use burn::backend::{Cube, TensorMetadata};
 use self::ops::CubeOps;
 use super::BitLinearOps;
 use super::autodiff::LayerBackend;
+use super::packed::PackedOps;
 use crate::{ActivationQuant, Granularity, PackedLayout, Quantization};
 
-/// Codes of tokens, four in a word, and their scales: a quarter of the input's bytes.
+/// Words of codes and their scales, of an input or of a weight: a quarter or a sixteenth of its bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct SavedCodes {
-    codes: IntTensor<Cube>,
+    words: IntTensor<Cube>,
     scales: FloatTensor<Cube>,
-    /// Of the weight that they were quantized for.
+    /// Of the weight, or of the one that the input was quantized for.
     layout: PackedLayout,
 }
 
 impl LayerBackend for Cube {
-    type Codes = SavedCodes;
+    type InputCodes = SavedCodes;
+    type WeightCodes = SavedCodes;
 
     fn forward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
-    ) -> (FloatTensor<Self>, Option<SavedCodes>) {
+    ) -> (FloatTensor<Self>, Option<(SavedCodes, SavedCodes)>) {
         let Quantization { weight: granularity, activation } = quantization;
         match activation {
             ActivationQuant::PerToken(bits) if lambda == 1.0 => {
                 let [d_output, d_input] = weight.shape().dims();
                 let layout = PackedLayout { d_output, d_input, granularity };
-                let (words, w_scales) = Self::pack(weight, granularity);
-                let (codes, scales) = Self::quantize_tokens(x, layout.segment(), bits);
-                let y = Self::product(codes.clone(), scales.clone(), words, w_scales, layout);
-                (y, Some(SavedCodes { codes, scales, layout }))
+                let (words, scales) = Self::pack(weight, granularity);
+                let weight = SavedCodes { words, scales, layout };
+                let (words, scales) = Self::quantize_tokens(x, layout.segment(), bits);
+                let input = SavedCodes { words, scales, layout };
+                let (x, w) = (input.clone(), weight.clone());
+                let y = Self::product(x.words, x.scales, w.words, w.scales, layout);
+                (y, Some((input, weight)))
             }
             _ => {
                 let x = Self::effective_input(x, activation, lambda);
@@ -75,7 +80,11 @@ impl LayerBackend for Cube {
     }
 
     fn input_from_codes(saved: SavedCodes, _: &Device<Self>) -> FloatTensor<Self> {
-        Self::dequantize_tokens(saved.codes, saved.scales, saved.layout)
+        Self::dequantize_tokens(saved.words, saved.scales, saved.layout)
+    }
+
+    fn weight_from_codes(saved: SavedCodes, _: &Device<Self>) -> FloatTensor<Self> {
+        Self::packed_dequantize(saved.words, saved.scales, saved.layout)
     }
 }
 
