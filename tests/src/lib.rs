@@ -5,7 +5,8 @@
 //! backend has a process of its own. A backend that is absent is skipped, unless `BITNET_REQUIRE` names it: then it
 //! fails.
 //!
-//! Golden data lies in `data/`, with the scripts that made it; nothing else is read.
+//! Golden data lies in `data/`, with the scripts that made it. Beside it, only the repository's small model and licence are
+//! read.
 
 #![allow(clippy::unwrap_used, reason = "every function here is part of a test")]
 
@@ -24,7 +25,9 @@ pub mod gguf;
 pub mod golden;
 pub mod hf;
 pub mod layers_cases;
+pub mod layers_low_rank;
 pub mod layers_norm;
+pub mod layers_outliers;
 pub mod layers_slots;
 pub mod layers_weight_only;
 pub mod pack;
@@ -59,6 +62,11 @@ macro_rules! suite {
             layers_slots: visits_a_users_module, converts_in_place, a_slot_computes_its_form, refuses_a_bad_group,
                 copies_are_independent, default_lambda;
             layers_weight_only: forward, default_lambda, trains, errors;
+            layers_low_rank: adds_to_every_form, sees_the_normed_input, gradients, gradients_beside_frozen_weights,
+                quantized_factors, qlrc_trains_straight_through, kinds_convert, lora_drops_inputs_in_training,
+                refuses_what_does_not_fit, operands_are_those_of_the_product;
+            layers_outliers: hadamard_matrix, the_function_is_kept, quantized_apart, outliers_cost_less,
+                other_forms_keep_it, weights_can_be_changed, gradients, refuses;
             training_warmup: schedules_reach_the_slots, saved_and_restored, independent, bad_settings;
             training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
             training_tiny_llama: reference;

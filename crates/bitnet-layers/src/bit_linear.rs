@@ -1,11 +1,12 @@
 use bitnet_format::TernaryMatrix;
 use bitnet_quant::{Quantization, TernaryWeight, bit_linear, check_granularity, ternarize};
 use burn::config::Config;
-use burn::module::{Initializer, Module, Param, ParamId};
+use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use crate::LayerError;
+use crate::param::successor;
 
 /// Configuration of a [`BitLinear`].
 #[derive(Config, Debug)]
@@ -60,6 +61,20 @@ pub struct BitLinear {
 }
 
 impl BitLinear {
+    /// A layer of this weight and bias.
+    ///
+    /// # Errors
+    /// [`LayerError::Quantization`] where the granularity does not fit the weight.
+    pub(crate) fn new(
+        weight: Param<Tensor<2>>,
+        bias: Option<Param<Tensor<1>>>,
+        quantization: Quantization,
+    ) -> Result<Self, LayerError> {
+        let [d_output, d_input] = weight.lazy_shape().dims();
+        BitLinearConfig::new(d_input, d_output).with_quantization(quantization).validate()?;
+        Ok(Self { weight, bias, quantization })
+    }
+
     /// Takes over a dense layer's weight (transposed, once) and bias, with their device and trainability.
     ///
     /// # Errors
@@ -67,11 +82,8 @@ impl BitLinear {
     pub fn from_linear(linear: &Linear, quantization: Quantization) -> Result<Self, LayerError> {
         let [d_input, d_output] = linear.weight.lazy_shape().dims();
         BitLinearConfig::new(d_input, d_output).with_quantization(quantization).validate()?;
-        Ok(Self {
-            weight: successor(&linear.weight, |weight| weight.transpose()),
-            bias: linear.bias.as_ref().map(|bias| successor(bias, |bias| bias)),
-            quantization,
-        })
+        let bias = linear.bias.as_ref().map(|bias| successor(bias, |bias| bias));
+        Self::new(successor(&linear.weight, |weight| weight.transpose()), bias, quantization)
     }
 
     /// What is quantized, and how finely.
@@ -103,18 +115,4 @@ impl BitLinear {
         let weight = self.ternarize()?;
         weight.read().map_err(|source| LayerError::Quantization { name: "weight".into(), source })
     }
-}
-
-/// A new parameter made from another's value: a leaf of its own that trains if the other did.
-fn successor<const D: usize>(
-    param: &Param<Tensor<D>>,
-    map: impl FnOnce(Tensor<D>) -> Tensor<D>,
-) -> Param<Tensor<D>> {
-    let value = param.val();
-    let autodiff = value.is_autodiff();
-    // Without autodiff a parameter only remembers whether it trains; `train` brings that to light.
-    let trains = param.clone().train().val().is_require_grad();
-    let value = map(value.inner());
-    let value = if autodiff { value.autodiff() } else { value };
-    Param::initialized(ParamId::new(), value).set_require_grad(trains)
 }

@@ -32,16 +32,26 @@
 //! [`ternarize_weights`]; activations and SubLN need slots.
 
 mod bit_linear;
+mod blocks;
 mod error;
+mod input_hook;
+mod low_rank;
 mod norm;
+mod operands;
+mod outliers;
 mod packed_linear;
+mod param;
 mod projection;
 mod slots;
 mod weight_only;
 
 pub use bit_linear::{BitLinear, BitLinearConfig};
+pub use blocks::Blocks;
 pub use error::LayerError;
+pub use input_hook::InputHook;
+pub use low_rank::{LowRank, LowRankKind, check_rank};
 pub use norm::{RmsNorm, RmsNormConfig, SubLn, SubLnOrigin};
+pub use outliers::{Hadamard, Outliers, Salient};
 pub use packed_linear::PackedLinear;
 pub use projection::{Form, Projection};
 pub use slots::{Slots, for_each_slot, for_each_slot_mut, set_lambda, slot_path};

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use crate::{BitLinear, LayerError, PackedLinear, SubLn};
+use crate::{BitLinear, InputHook, LayerError, LowRank, Outliers, PackedLinear, SubLn};
 
 /// What a slot holds at this stage.
 #[derive(Module, Debug)]
@@ -27,9 +27,19 @@ impl Form {
             Self::Packed(_) => "packed",
         }
     }
+
+    /// Size of what enters the map: the slot's input features, unless the slot treats outliers.
+    pub fn d_input(&self) -> usize {
+        match self {
+            Self::Dense(linear) => linear.weight.lazy_shape()[0],
+            Self::Bit(linear) => linear.weight.lazy_shape()[1],
+            Self::Packed(linear) => linear.d_input(),
+        }
+    }
 }
 
-/// The slot for one linear map: an optional sub-norm, then the map in its current form.
+/// The slot for one linear map: an optional sub-norm, then the map in its current form, with outliers of its input treated
+/// apart on request, and beside the map an optional low-rank one of the same input.
 ///
 /// # Shapes
 /// `[.., d_input]` to `[.., d_output]`
@@ -37,28 +47,41 @@ impl Form {
 pub struct Projection {
     /// Norm of the input, before the map.
     pub sub_norm: Option<SubLn>,
+    /// How the map treats outliers of its input.
+    pub outliers: Option<Outliers>,
     /// The map.
     pub form: Form,
+    /// A correction or adapter beside the map.
+    pub low_rank: Option<LowRank>,
     /// Quantization strength of this slot, 0..=1; `None` follows the process-wide default.
     #[module(skip)]
     pub lambda: Option<f32>,
+    /// Sees what enters the map; for calibration.
+    #[module(skip)]
+    pub on_input: Option<InputHook>,
+}
+
+impl From<Form> for Projection {
+    fn from(form: Form) -> Self {
+        Self { sub_norm: None, outliers: None, form, low_rank: None, lambda: None, on_input: None }
+    }
 }
 
 impl From<Linear> for Projection {
     fn from(linear: Linear) -> Self {
-        Self { sub_norm: None, form: Form::Dense(linear), lambda: None }
+        Form::Dense(linear).into()
     }
 }
 
 impl From<BitLinear> for Projection {
     fn from(linear: BitLinear) -> Self {
-        Self { sub_norm: None, form: Form::Bit(linear), lambda: None }
+        Form::Bit(linear).into()
     }
 }
 
 impl Projection {
-    /// The map of this stage. A dense slot computes its product at any λ, a BitNet slot follows λ, and so does a
-    /// sub-norm that conversion inserted. A packed slot is at λ = 1 for good.
+    /// The map of this stage. A dense slot computes its product at any λ, a BitNet slot follows λ, and so do a sub-norm that
+    /// conversion inserted and a low-rank correction. A packed slot is at λ = 1 for good.
     ///
     /// # Shapes
     /// - `x`: `[.., d_input]`
@@ -69,10 +92,19 @@ impl Projection {
             Some(norm) => norm.forward(x, lambda),
             None => x,
         };
-        match &self.form {
-            Form::Dense(linear) => linear.forward(x),
-            Form::Bit(linear) => linear.forward(x, lambda),
-            Form::Packed(linear) => linear.forward(x),
+        if let Some(hook) = &self.on_input {
+            hook.see(&x);
+        }
+        let map = |x| {
+            self.around(x, |x| match &self.form {
+                Form::Dense(linear) => linear.forward(x),
+                Form::Bit(linear) => linear.forward(x, lambda),
+                Form::Packed(linear) => linear.forward(x),
+            })
+        };
+        match &self.low_rank {
+            Some(low_rank) => low_rank.add_to(map(x.clone()), x, lambda),
+            None => map(x),
         }
     }
 
@@ -86,10 +118,10 @@ impl Projection {
 
     /// Size of the input features.
     pub fn d_input(&self) -> usize {
-        match &self.form {
-            Form::Dense(linear) => linear.weight.lazy_shape()[0],
-            Form::Bit(linear) => linear.weight.lazy_shape()[1],
-            Form::Packed(linear) => linear.d_input(),
+        match &self.outliers {
+            None => self.form.d_input(),
+            Some(Outliers::Hadamard(hadamard)) => hadamard.d_input,
+            Some(Outliers::Salient(salient)) => self.form.d_input() + salient.columns().len(),
         }
     }
 
@@ -162,19 +194,33 @@ impl Projection {
     /// Gives the slot codes and scales in place of its weight. The bias stays.
     ///
     /// # Errors
-    /// - [`LayerError::Shape`] where the codes have another shape than the weight
+    /// - [`LayerError::Shape`] where the codes have another shape than the map's weight
     /// - [`LayerError::Quantization`] where the weight cannot be packed
     pub fn set_packed(
         &mut self,
         ternary: &TernaryMatrix,
         activation: ActivationQuant,
     ) -> Result<(), LayerError> {
-        let (found, expected) = (ternary.shape(), [self.d_output(), self.d_input()]);
+        let (found, expected) = (ternary.shape(), [self.d_output(), self.form.d_input()]);
         if found != expected {
             return Err(LayerError::Shape { found, expected });
         }
         let device = self.device().inner();
         self.form = Form::Packed(PackedLinear::pack(ternary, self.bias().cloned(), activation, &device)?);
+        Ok(())
+    }
+
+    /// Puts a correction or adapter beside the map, in place of one that is there.
+    ///
+    /// # Errors
+    /// [`LayerError::LowRankShape`] where it is for a map of another shape; the slot is unchanged.
+    pub fn set_low_rank(&mut self, low_rank: LowRank) -> Result<(), LayerError> {
+        let found = [low_rank.d_output(), low_rank.d_input()];
+        let expected = [self.d_output(), self.d_input()];
+        if found != expected {
+            return Err(LayerError::LowRankShape { found, expected });
+        }
+        self.low_rank = Some(low_rank);
         Ok(())
     }
 }

@@ -10,6 +10,15 @@ pub enum QuantError {
         /// The number given.
         found: u8,
     },
+    /// Factors have another number of bits than 4 or 8.
+    #[error("factors of {found} bits: expected 4 or 8")]
+    GroupBits {
+        /// The number given.
+        found: u8,
+    },
+    /// A group of factor values holds none.
+    #[error("group size 0: expected at least one value per scale")]
+    EmptyGroup,
     /// The group size does not fit the weight's rows.
     #[error("group size {group}: expected a power of two that divides d_input = {d_input}")]
     Group {

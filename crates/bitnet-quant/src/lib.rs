@@ -6,6 +6,8 @@
 //! |---|---|---|
 //! | weights → {−1, 0, 1} | [`ternarize`], [`TernaryWeight`] | absmean per tensor, row or group |
 //! | activations → int8 | [`quantize_activations`], [`QuantizedActivations`] | absmax per token or tensor, 2 to 8 bits |
+//! | factors of a correction → 4 or 8 bits | [`fake_quantize_groups`], [`GroupQuant`] | absmax per group |
+//! | outliers spread over all inputs | [`hadamard`] | Sylvester's matrix / √n |
 //! | gradients | [`straight_through`] | the identity, at every λ |
 //! | the layer | [`bit_linear`], [`bit_linear_reference`] | `y = x_eff · w_effᵀ + bias` |
 //! | the packed layer | [`packed_linear`], [`packed_linear_reference`] | `y = acc · (w_scale · x_scale) + bias` |
@@ -22,6 +24,8 @@ mod activation;
 mod backends;
 mod device;
 mod error;
+mod groups;
+mod hadamard;
 mod half;
 mod linear;
 mod packed;
@@ -34,6 +38,8 @@ pub use backends::with_awake_threads;
 pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
+pub use groups::{GroupQuant, fake_quantize_groups};
+pub use hadamard::hadamard;
 pub use half::{half_linear, half_weight};
 pub use linear::{Quantization, bit_linear, bit_linear_reference};
 pub use packed::{PackedLayout, PackedWeight, packed_linear, packed_linear_reference};
