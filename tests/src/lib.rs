@@ -30,6 +30,9 @@ pub mod layers_norm;
 pub mod layers_outliers;
 pub mod layers_slots;
 pub mod layers_weight_only;
+pub mod lrc_add;
+pub mod lrc_calibrate;
+pub mod lrc_outliers;
 pub mod pack;
 pub mod quant_activation;
 pub mod quant_linear;
@@ -67,6 +70,12 @@ macro_rules! suite {
                 refuses_what_does_not_fit, operands_are_those_of_the_product;
             layers_outliers: hadamard_matrix, the_function_is_kept, quantized_apart, outliers_cost_less,
                 other_forms_keep_it, weights_can_be_changed, gradients, refuses;
+            lrc_add: acceptance, full_rank_leaves_the_activation_error, adds_where_the_config_says,
+                quantized_and_packed_corrections, exactly_the_factors_train, freezing_leaves_the_factors_gradients,
+                merges_where_nothing_is_lost, removal_undoes, statistics, refuses;
+            lrc_calibrate: beats_the_residual_which_beats_nothing, goes_block_by_block, rounds_fit_the_weight_too,
+                follows_the_config, refuses;
+            lrc_outliers: scores, rotation, corrections_on_treated_slots, refuses;
             training_warmup: schedules_reach_the_slots, saved_and_restored, independent, bad_settings;
             training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
             training_tiny_llama: reference;

@@ -8,6 +8,7 @@
 //! | [`convert`] | checkpoints in and out, conversion, [`convert::stage1`] on folders |
 //! | [`mod@format`] | codes and scales as bytes: Hugging Face packing, GGUF |
 //! | [`layers`] | `BitLinear`, `SubLn`, the `Projection` slot, [`layers::slots!`] for your own modules |
+//! | [`lrc`] | low-rank corrections and adapters on slots |
 //! | [`model`] | the decoder-only family, KV cache, generation |
 //! | [`quant`] | the maths, and [`quant::device`]: devices by name |
 //! | [`text`] | tokenizers, token windows |
@@ -20,6 +21,7 @@
 pub use bitnet_convert as convert;
 pub use bitnet_format as format;
 pub use bitnet_layers as layers;
+pub use bitnet_lrc as lrc;
 pub use bitnet_model as model;
 pub use bitnet_quant as quant;
 pub use bitnet_text as text;

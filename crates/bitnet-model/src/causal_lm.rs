@@ -1,4 +1,4 @@
-use bitnet_layers::{RmsNorm, slots};
+use bitnet_layers::{Blocks, RmsNorm, slot_path, slots};
 use bitnet_quant::{half_linear, half_weight};
 use burn::module::{Initializer, Module, Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
@@ -25,6 +25,29 @@ pub struct CausalLm {
 }
 
 slots!(CausalLm { layers });
+
+impl Blocks for CausalLm {
+    /// `[B, T]`, best made by [`CausalLm::batch`].
+    type Batch = Tensor<2, Int>;
+
+    fn n_blocks(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn block_path(&self, block: usize) -> String {
+        slot_path("layers", &block.to_string())
+    }
+
+    fn enter(&self, tokens: &Tensor<2, Int>) -> Tensor<3> {
+        self.embed(tokens.clone())
+    }
+
+    fn forward_block(&self, block: usize, state: Tensor<3>) -> Tensor<3> {
+        let [_, n_tokens, _] = state.dims();
+        let context = self.context(0, n_tokens, &state.device());
+        self.layers[block].forward(state, block, &context, None)
+    }
+}
 
 impl CausalLmConfig {
     /// A dense model with freshly drawn weights, allocated when they are first used.
@@ -146,15 +169,17 @@ impl CausalLm {
         let [_, n_tokens] = tokens.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         let context = self.context(past, n_tokens, &tokens.device());
-        let mut x = self.embedding.forward(tokens).cast(self.norm.gain.val().dtype());
-        if self.config.embedding_scale != 1.0 {
-            x = x * self.config.embedding_scale;
-        }
+        let mut x = self.embed(tokens);
         for (layer, block) in self.layers.iter().enumerate() {
             before_block(&x);
             x = block.forward(x, layer, &context, cache.as_deref_mut());
         }
         self.norm.forward(x)
+    }
+
+    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let x = self.embedding.forward(tokens).cast(self.norm.gain.val().dtype());
+        if self.config.embedding_scale == 1.0 { x } else { x * self.config.embedding_scale }
     }
 
     fn context(&self, past: usize, n_tokens: usize, device: &Device) -> Context {
