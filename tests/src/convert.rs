@@ -319,6 +319,7 @@ fn assert_report(what: &str, json: &Value, report: &ConversionReport) {
         assert_eq!(written["name"], json!(tensor.name), "{what}");
         let action = match &tensor.action {
             Action::Ternarized => "ternarized",
+            Action::TurnedAndTernarized => "turned_and_ternarized",
             Action::InsertedSubNorm => "inserted_sub_norm",
             Action::Left(_) => "left",
         };

@@ -39,7 +39,7 @@ fn of(weights: GgufType) -> GgufOptions {
 }
 
 /// A Llama whose widths suit every type, with random weights and the golden tokenizer.
-fn wide(sub_norm: Placement, weight: Granularity, device: &Device) -> Checkpoint {
+pub fn wide(sub_norm: Placement, weight: Granularity, device: &Device) -> Checkpoint {
     let config = CausalLmConfig::new(512, 256, 512, 2, 4)
         .with_n_kv_heads(Some(2))
         .with_max_positions(256)

@@ -32,6 +32,7 @@ pub mod layers_slots;
 pub mod layers_weight_only;
 pub mod lrc_add;
 pub mod lrc_calibrate;
+pub mod lrc_checkpoints;
 pub mod lrc_outliers;
 pub mod pack;
 pub mod quant_activation;
@@ -76,6 +77,8 @@ macro_rules! suite {
             lrc_calibrate: beats_the_residual_which_beats_nothing, goes_block_by_block, rounds_fit_the_weight_too,
                 follows_the_config, refuses;
             lrc_outliers: scores, rotation, corrections_on_treated_slots, refuses;
+            lrc_checkpoints: corrections_are_saved, checkpoints_are_corrected_by_name, adapters_are_saved, treated_slots_are_saved, other_formats_refuse,
+                peft_adapters, gguf_adapters, damaged_configs;
             training_warmup: schedules_reach_the_slots, saved_and_restored, independent, bad_settings;
             training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
             training_tiny_llama: reference;
@@ -96,8 +99,8 @@ macro_rules! suite {
                 stage1_config_speaks_transformers_language, stage1_refuses_what_it_must,
                 a_models_own_sub_norms_stay_its_own, frozen_weights_stay_frozen;
             pack: a_packed_slot_computes_what_it_was_packed_from, lambda, packing_keeps_the_model,
-                exports_load_with_the_same_codes, biases_of_packed_folders, exported_config, refusals,
-                damaged_packed_folders;
+                exports_load_with_the_same_codes, biases_of_packed_folders,
+                packed_models_with_dense_slots_load_again, exported_config, refusals, damaged_packed_folders;
             bad_input: weight_files_that_are_damaged, indexes_that_are_damaged,
                 tensors_that_the_config_does_not_imply, weights_that_are_not_finite,
                 configs_that_describe_no_model, a_tokenizer_larger_than_the_embedding,

@@ -253,6 +253,22 @@ pub fn biases_of_packed_folders(device: &Device) {
     }
 }
 
+/// A packed folder loads again whatever its config can say in transformers' words: sub-norms with a slot left dense, too.
+pub fn packed_models_with_dense_slots_load_again(device: &Device) {
+    for sub_norm in [Placement::None, Placement::Output, Placement::All] {
+        let policy =
+            Policy { sub_norm, exclude: vec!["*.layers.0.self_attn.v_proj".into()], ..Policy::default() };
+        let (packed, _) = pack(converted("llama_tied", &policy, device)).unwrap();
+        let packed = packed.with_type(WeightType::F32);
+        let folder = tempdir().unwrap();
+        let target = folder.path().join("model");
+        save(&packed, &target).unwrap();
+        let again = load(&target, device, &LoadOptions { strict: true }).unwrap();
+        assert_eq!(codes(&again), codes(&packed), "{sub_norm:?}");
+        assert_eq!(golden_logits(&again.model), golden_logits(&packed.model), "{sub_norm:?}");
+    }
+}
+
 /// The config says what transformers needs: class, mode, skipped modules; types change where asked for.
 pub fn exported_config(device: &Device) {
     let trained = converted("llama_tied", &Policy::default(), device);

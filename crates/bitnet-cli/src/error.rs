@@ -28,6 +28,11 @@ pub(crate) enum CliError {
     /// Flags that do not go together, in a way that the parser cannot know.
     #[error("{reason}")]
     Usage { reason: String },
+    /// There was nothing for `lrc` to do.
+    #[error(
+        "no projection got a correction: {dense} are dense (convert comes first), {corrected} have a correction or adapter"
+    )]
+    NothingCorrected { dense: usize, corrected: usize },
     /// The device failed while a model ran.
     #[error("the device failed: {reason}")]
     Run { reason: String },

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{bench, completions, convert, export, generate, inspect, logits};
+use crate::commands::{bench, completions, convert, export, generate, inspect, logits, lrc};
 
 /// The first backend that is compiled in.
 const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
@@ -30,10 +30,11 @@ const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
 ///   HF_HUB_OFFLINE=1        use the cache alone
 ///   HF_ENDPOINT, HF_TOKEN   another hub, and what lets one into private models
 ///
-/// Three stages, three commands:
+/// Four stages, four commands:
 ///
 ///   convert   turns a dense model's linear maps into BitNet layers, with latent float weights
 ///             that are ternarized as they are used: this is what is trained
+///   lrc       puts low-rank corrections beside the ternary weights, if that is wanted
 ///   export    packs the ternary codes of a trained model into files for other engines
 ///   generate  runs a model, at any stage
 #[derive(Debug, Parser)]
@@ -78,6 +79,7 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Inspect(inspect::Flags),
     Convert(convert::Flags),
+    Lrc(lrc::Flags),
     Export(export::Flags),
     Logits(logits::Flags),
     Generate(generate::Flags),

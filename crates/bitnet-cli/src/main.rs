@@ -4,6 +4,7 @@
 //! go to the standard output; progress, notes and errors to the standard error.
 
 mod bar;
+mod calibration;
 mod chat;
 mod commands;
 mod error;

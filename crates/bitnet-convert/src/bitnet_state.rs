@@ -10,6 +10,7 @@ use bitnet_quant::Quantization;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::additions;
 use crate::fields::Fields;
 use crate::hf_config::ModelType;
 use crate::{ConvertError, HfConfig, Placement};
@@ -137,10 +138,21 @@ impl BitNetState {
 }
 
 impl HfConfig {
-    /// The `config.json` of this model in a BitNet state, with every key that it does not touch kept.
+    /// The `config.json` of this model, with every key that it does not touch kept.
     pub(crate) fn to_json(&self) -> Map<String, Value> {
+        let mut json = self.state_json();
+        if !self.additions.is_empty() {
+            json.insert(additions::KEY.into(), self.additions.to_json(self.model_type.name()));
+            json.insert("model_type".into(), json!(OWN_MODEL_TYPE));
+        }
+        json
+    }
+
+    /// The same without what slots have in addition.
+    fn state_json(&self) -> Map<String, Value> {
         let mut json = self.raw.clone();
         json.remove(OWN_KEY);
+        json.remove(additions::KEY);
         json.remove("quantization_config");
         let base = self.model_type.name();
         json.insert("model_type".into(), json!(base));
@@ -149,11 +161,17 @@ impl HfConfig {
         };
         let twice_normed = self.model.sub_norms == SubNorms::Output && state.sub_norm == Placement::All;
         let expressible = state.quantization == Quantization::default() && !twice_normed;
+        // With `quantization_config`; else all that it says is in our own object.
+        let in_their_words = match state.sub_norm {
+            _ if !expressible => false,
+            Placement::None | Placement::All => true,
+            Placement::Output => state.dense.is_empty() && self.fits_bitnet(),
+        };
         let own = Own {
             base_model_type: base.into(),
             sub_norm: state.sub_norm,
             quantization: state.quantization,
-            packed: if expressible { None } else { state.packed },
+            packed: if in_their_words { None } else { state.packed },
             dense: state.dense.clone(),
         };
         if state.origin == SubLnOrigin::Inserted || !expressible {
@@ -173,7 +191,7 @@ impl HfConfig {
             })
         };
         match state.sub_norm {
-            _ if !expressible => {
+            _ if !in_their_words => {
                 json.insert("model_type".into(), json!(OWN_MODEL_TYPE));
             }
             Placement::None => {
@@ -182,7 +200,7 @@ impl HfConfig {
             Placement::All => {
                 json.insert("quantization_config".into(), quantization_config(true));
             }
-            Placement::Output if state.dense.is_empty() && self.fits_bitnet() => {
+            Placement::Output => {
                 json.insert("quantization_config".into(), quantization_config(false));
                 json.insert("model_type".into(), json!("bitnet"));
                 json.insert("architectures".into(), json!(["BitNetForCausalLM"]));
@@ -203,9 +221,6 @@ impl HfConfig {
                     json.insert("rope_theta".into(), json!(self.model.rope.theta));
                 }
             }
-            Placement::Output => {
-                json.insert("model_type".into(), json!(OWN_MODEL_TYPE));
-            }
         }
         json
     }
@@ -218,7 +233,7 @@ impl HfConfig {
     /// How the sub-norms are called in the files.
     pub(crate) fn sub_norm_names(&self) -> crate::names::SubNormNames {
         let inserted = self.bitnet.as_ref().map_or(Placement::None, |state| state.sub_norm);
-        let written_as_bitnet = inserted == Placement::Output && self.to_json()["model_type"] == "bitnet";
+        let written_as_bitnet = inserted == Placement::Output && self.state_json()["model_type"] == "bitnet";
         if self.model.sub_norms == SubNorms::Output || written_as_bitnet {
             crate::names::SubNormNames::BitNet
         } else {

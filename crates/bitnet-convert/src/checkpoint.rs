@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bitnet_layers::{LayerError, Projection, RmsNormConfig, SubLn, for_each_slot, for_each_slot_mut};
+use bitnet_lrc::remove;
 use bitnet_model::CausalLm;
 use bitnet_quant::check_granularity;
 use bitnet_text::Tokenizer;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use serde::Serialize;
 
+use crate::additions::insert_additions;
 use crate::bitnet_state::BitNetState;
 use crate::json::{write_folder, write_json};
 use crate::names::{Names, is_output_slot};
@@ -82,6 +85,7 @@ pub(crate) fn load_model(
     let config = source.config();
     let mut model = config.model.init(device)?;
     insert_sub_norms(&mut model, config);
+    insert_additions(&mut model, config)?;
     check_granularities(&model, config)?;
     let entries = source.entries().iter().map(|entry| (entry.path.as_str(), entry)).collect();
     let mut loader = Loader { path: ParamPath::default(), source, entries, progress, error: None };
@@ -134,6 +138,22 @@ pub fn save(checkpoint: &Checkpoint, folder: impl AsRef<Path>) -> Result<(), Con
     write_folder(folder.as_ref(), false, |partial| save_into(checkpoint, partial, &mut |_, _| ()))
 }
 
+/// [`save`], with `report.json` beside, in place of what stands under the name if `overwrite`.
+///
+/// # Errors
+/// Those of [`save`]; with `overwrite` not [`ConvertError::Exists`].
+pub fn save_with_report(
+    checkpoint: &Checkpoint,
+    folder: impl AsRef<Path>,
+    report: &impl Serialize,
+    overwrite: bool,
+) -> Result<(), ConvertError> {
+    write_folder(folder.as_ref(), overwrite, |partial| {
+        save_into(checkpoint, partial, &mut |_, _| ())?;
+        write_json(&partial.join("report.json"), report)
+    })
+}
+
 /// Fills the folder of [`save`], which is not yet under its final name.
 pub(crate) fn save_into(
     checkpoint: &Checkpoint,
@@ -141,8 +161,8 @@ pub(crate) fn save_into(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), ConvertError> {
     checkpoint.check_slots()?;
-    write_json(&folder.join("config.json"), &checkpoint.config.to_json())?;
     let source = InMemory::new(checkpoint);
+    write_json(&folder.join("config.json"), &source.config().to_json())?;
     let direction = checkpoint.config.bitnet.as_ref().and_then(|state| state.packed);
     write_shards(folder, &checkpoint.layout, &source, direction, &mut Progress::new(&source, progress))?;
     copy_companions(&checkpoint.source, folder)
@@ -184,6 +204,12 @@ impl Checkpoint {
     pub fn with_model(mut self, model: CausalLm) -> Self {
         self.model = model;
         self
+    }
+
+    /// The same checkpoint without its corrections and adapters: what a file of them alone goes with.
+    pub fn without_adapters(&self) -> Self {
+        let (model, _) = remove(self.model.clone());
+        self.clone().with_model(model)
     }
 
     /// The type that the head's weight is stored in: the embedding's where they are tied.
@@ -247,7 +273,7 @@ fn check_granularities(model: &CausalLm, config: &HfConfig) -> Result<(), Conver
     let mut misfit = None;
     for_each_slot(model, |path, slot| {
         let name = names.slot(path).unwrap_or_else(|| path.into());
-        let shape = [slot.d_output(), slot.d_input()];
+        let shape = [slot.d_output(), slot.form.d_input()];
         if let Err(source) = check_granularity(state.quantization.weight, shape) {
             misfit.get_or_insert(LayerError::Quantization { name, source });
         }

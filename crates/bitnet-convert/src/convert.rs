@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut};
+use bitnet_lrc::{SalientConfig, keep_salient};
 use bitnet_quant::check_granularity;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use globset::GlobMatcher;
 
 use crate::bitnet_state::BitNetState;
@@ -22,7 +23,46 @@ use crate::{
 /// - [`ConvertError::Pattern`] for a glob that cannot be read or matches nothing
 /// - [`ConvertError::Layer`] where the granularity does not fit a weight; no slot is changed then
 /// - [`ConvertError::MixedPolicy`] where some slots are BitNet already and the policy asks the rest to be otherwise
+/// - [`ConvertError::NeedsData`] for a policy with salient columns: see [`convert_calibrated`]
 pub fn convert(
+    checkpoint: Checkpoint,
+    policy: &Policy,
+) -> Result<(Checkpoint, ConversionReport), ConvertError> {
+    match policy.salient {
+        Some(_) => Err(ConvertError::NeedsData),
+        None => convert_checkpoint(checkpoint, policy),
+    }
+}
+
+/// [`convert`], for a policy that looks at calibration data: batches of tokens `[B, T]`, as
+/// [`CausalLm::batch`](bitnet_model::CausalLm::batch) makes them.
+///
+/// The model comes back without autodiff where the policy has salient columns.
+///
+/// # Errors
+/// Those of [`convert`], and [`ConvertError::Lrc`] for the data.
+pub fn convert_calibrated(
+    mut checkpoint: Checkpoint,
+    policy: &Policy,
+    batches: &[Tensor<2, Int>],
+) -> Result<(Checkpoint, ConversionReport), ConvertError> {
+    if let Some(ratio) = policy.salient {
+        let (names, excluded) = (checkpoint.names(), policy.excluded()?);
+        let mut slots = Vec::new();
+        for_each_slot(&checkpoint.model, |path, slot| {
+            let name = names.slot(path).unwrap_or_else(|| path.into());
+            let turned = policy.hadamard && is_output_slot(path);
+            if !slot.is_bit() && !turned && !excluded.iter().any(|glob| glob.is_match(&name)) {
+                slots.push(globset::escape(path));
+            }
+        });
+        let config = SalientConfig { slots, ratio, ..SalientConfig::default() };
+        checkpoint.model = keep_salient(checkpoint.model, batches, &config)?.0;
+    }
+    convert_checkpoint(checkpoint, policy)
+}
+
+fn convert_checkpoint(
     mut checkpoint: Checkpoint,
     policy: &Policy,
 ) -> Result<(Checkpoint, ConversionReport), ConvertError> {
@@ -31,7 +71,8 @@ pub fn convert(
     let slot_name = |path: &str| names.slot(path).unwrap_or_else(|| path.into());
     let done = convert_slots_named(&mut checkpoint.model, policy, eps, is_output_slot, slot_name)?;
     if done.values().any(|done| matches!(done, SlotDone::Converted { .. })) {
-        let inserted = done.values().any(|done| *done == SlotDone::Converted { norm_inserted: true });
+        let inserted =
+            done.values().any(|done| matches!(done, SlotDone::Converted { norm_inserted: true, .. }));
         // The architecture's own norms are where the policy wants some: config.json needs no word of ours.
         let native = policy.sub_norm != Placement::None && !inserted;
         let state = BitNetState {
@@ -78,6 +119,9 @@ pub fn convert_slots<M: Module + Slots>(
     eps: f64,
     is_output: impl Fn(&str) -> bool,
 ) -> Result<(M, ConversionReport), ConvertError> {
+    if policy.salient.is_some() {
+        return Err(ConvertError::NeedsData);
+    }
     let done = convert_slots_named(&mut module, policy, eps, is_output, str::to_owned)?;
     let report = report(&module, &done, |path| Some(path.into()));
     Ok((module, report))
@@ -92,7 +136,7 @@ pub fn is_bitnet(module: &impl Slots) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum SlotDone {
-    Converted { norm_inserted: bool },
+    Converted { norm_inserted: bool, turned: bool },
     AlreadyBitNet,
     Excluded(String),
 }
@@ -115,12 +159,14 @@ fn convert_slots_named(
             _ if slot.is_bit() => SlotDone::AlreadyBitNet,
             Some(glob) => SlotDone::Excluded(glob.glob().to_string()),
             None => {
-                let shape = [slot.d_output(), slot.d_input()];
+                let turned = policy.hadamard && is_output(path) && slot.outliers.is_none();
+                let d_input = slot.form.d_input();
+                let shape = [slot.d_output(), if turned { d_input.next_power_of_two() } else { d_input }];
                 if let Err(source) = check_granularity(policy.quantization.weight, shape) {
                     misfit.get_or_insert(bitnet_layers::LayerError::Quantization { name, source });
                 }
                 let norm_inserted = slot.sub_norm.is_none() && policy.sub_norm.wants(is_output(path));
-                SlotDone::Converted { norm_inserted }
+                SlotDone::Converted { norm_inserted, turned }
             }
         };
         done.insert(path.to_owned(), decision);
@@ -139,10 +185,11 @@ fn convert_slots_named(
     }
     let mut failed = None;
     for_each_slot_mut(module, |path, slot| {
-        let Some(SlotDone::Converted { norm_inserted }) = done.get(path) else {
+        let Some(SlotDone::Converted { norm_inserted, turned }) = done.get(path) else {
             return;
         };
-        if let Err(error) = slot.convert(policy.quantization) {
+        let turn = if *turned { slot.rotate() } else { Ok(false) };
+        if let Err(error) = turn.and_then(|_| slot.convert(policy.quantization)) {
             failed.get_or_insert(error);
             return;
         }
@@ -190,11 +237,14 @@ impl<F: Fn(&str) -> Option<String>> Reporter<'_, F> {
         let fields = self.path.fields();
         let slot = (0..fields.len()).rev().find_map(|end| self.done.get(&fields[..end].join(".")));
         Action::Left(match (slot, self.path.container(), fields.last().copied().unwrap_or_default()) {
-            (Some(SlotDone::Converted { norm_inserted: true }), "Struct:RmsNorm", _) => {
+            _ if fields.contains(&"low_rank") => LeftBecause::LowRank,
+            _ if fields.contains(&"outliers") => LeftBecause::Salient,
+            (Some(SlotDone::Converted { norm_inserted: true, .. }), "Struct:RmsNorm", _) => {
                 return Action::InsertedSubNorm;
             }
             (_, "Struct:RmsNorm", _) => LeftBecause::Norm,
             (Some(_), _, "bias") => LeftBecause::Bias,
+            (Some(SlotDone::Converted { turned: true, .. }), ..) => return Action::TurnedAndTernarized,
             (Some(SlotDone::Converted { .. }), ..) => return Action::Ternarized,
             (Some(SlotDone::AlreadyBitNet), ..) => LeftBecause::AlreadyBitNet,
             (Some(SlotDone::Excluded(pattern)), ..) => LeftBecause::Excluded(pattern.clone()),

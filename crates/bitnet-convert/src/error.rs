@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use bitnet_layers::LayerError;
+use bitnet_lrc::LrcError;
 use bitnet_model::ModelError;
 use thiserror::Error;
 
@@ -116,6 +117,12 @@ pub enum ConvertError {
         /// What the policy asks for.
         asked: String,
     },
+    /// The policy has salient columns, which are chosen on calibration data.
+    #[error("the policy keeps salient columns: expected calibration data to choose them on")]
+    NeedsData,
+    /// A correction, adapter or treatment of outliers does not fit, or its calibration failed.
+    #[error(transparent)]
+    Lrc(#[from] LrcError),
     /// The model is BitNet already.
     #[error("`{}` is a BitNet checkpoint already", folder.display())]
     AlreadyBitNet {

@@ -102,6 +102,11 @@ fn hf_config(source: &dyn Source, format: HfFormat) -> Result<HfConfig, ConvertE
         Err(ConvertError::NotExportable { format: "a folder for transformers", reason: reason.into() })
     };
     let mut config = source.config().clone();
+    if let Some(loss) = config.additions.loss() {
+        return refused(&format!(
+            "it has no words for {loss}; low-rank maps can be exported as an adapter for PEFT, beside the model without them"
+        ));
+    }
     let Some(state) = &mut config.bitnet else {
         return refused("the model is dense: convert it first");
     };

@@ -6,6 +6,7 @@ use bitnet_model::{Activation, CausalLmConfig, RopeConfig, RopeScaling, SlidingL
 use serde_json::{Map, Value, json};
 
 use crate::ConvertError;
+use crate::additions::{self, Additions};
 use crate::bitnet_state::BitNetState;
 use crate::fields::Fields;
 use crate::json::read_json;
@@ -54,6 +55,7 @@ pub struct HfConfig {
     pub(crate) model_type: ModelType,
     pub(crate) model: CausalLmConfig,
     pub(crate) bitnet: Option<BitNetState>,
+    pub(crate) additions: Additions,
 }
 
 impl HfConfig {
@@ -122,14 +124,19 @@ impl HfConfig {
     pub(crate) fn parse(path: &Path, raw: Map<String, Value>) -> Result<Self, ConvertError> {
         let fields = Fields::new(path, &raw);
         let (bitnet, base_model_type) = BitNetState::parse(&fields)?;
-        let model_type = match base_model_type {
-            Some(base) => base,
-            None => fields.require::<String>("model_type")?,
+        let (additions, base_of_additions) = Additions::parse(&fields)?;
+        let model_type = match (base_model_type, base_of_additions) {
+            (Some(base), Some(other)) if base != other => {
+                let reason = format!("base_model_type `{other}`: expected `{base}`, as for the weights");
+                return Err(fields.wrong(additions::KEY, &reason));
+            }
+            (Some(base), _) | (None, Some(base)) => base,
+            (None, None) => fields.require::<String>("model_type")?,
         };
         let model_type = ModelType::parse(&model_type)?;
         let model = model_config(&fields, model_type)?;
         model.validate()?;
-        Ok(Self { model_type, model, bitnet, raw })
+        Ok(Self { model_type, model, bitnet, additions, raw })
     }
 }
 

@@ -17,9 +17,12 @@
 //! This is the only crate that opens checkpoints. Names and shapes are checked in full before a byte is loaded, and
 //! everything that is written appears under its name whole or not at all.
 
+mod adapter;
+mod additions;
 mod bitnet_state;
 mod checkpoint;
 mod convert;
+mod correct;
 mod error;
 mod export;
 mod fields;
@@ -34,6 +37,7 @@ mod mapped;
 mod names;
 mod pack;
 mod param_path;
+mod peft;
 mod policy;
 mod progress;
 mod report;
@@ -43,13 +47,14 @@ mod stage1;
 mod tensors;
 mod unfinished;
 
-pub use checkpoint::{Checkpoint, LoadOptions, check_tokenizer, load, save};
-pub use convert::{auto_convert, convert, convert_slots, is_bitnet};
+pub use checkpoint::{Checkpoint, LoadOptions, check_tokenizer, load, save, save_with_report};
+pub use convert::{auto_convert, convert, convert_calibrated, convert_slots, is_bitnet};
+pub use correct::correct;
 #[cfg(feature = "hub")]
 pub use error::HubProblem;
 pub use error::{ConvertError, TensorProblem};
 pub use export::{HfFormat, HfOptions, export_hf};
-pub use gguf::{GgufOptions, GgufReport, GgufTensor, GgufType, export_gguf};
+pub use gguf::{GgufOptions, GgufReport, GgufTensor, GgufType, export_gguf, export_gguf_adapter};
 pub use hf_config::HfConfig;
 #[cfg(feature = "hub")]
 pub use hub::{HubId, fetch};
@@ -58,9 +63,10 @@ pub use inspect::{
     Total, inspect,
 };
 pub use pack::{PackReport, PackedSlot, pack, pack_slots};
+pub use peft::export_peft;
 pub use policy::{Placement, Policy};
 pub use report::{Action, ConversionReport, LeftBecause, TensorReport};
 pub use shards::{Layout, WeightType};
-pub use stage1::{Stage1Options, auto_stage1, is_bitnet_folder, stage1, stage1_watched};
+pub use stage1::{Stage1Options, auto_stage1, is_bitnet_folder, stage1, stage1_calibrated, stage1_watched};
 pub use tensors::Tensors;
 pub use unfinished::{Unfinished, remove_unfinished};

@@ -62,6 +62,9 @@ impl Names {
             [part, slot, tensor @ ("weight" | "bias")] => {
                 format!("{}.{tensor}", projection(part, slot)?)
             }
+            [part, slot, "low_rank", "u"] => format!("{}.lrc_u", projection(part, slot)?),
+            [part, slot, "low_rank", "v"] => format!("{}.lrc_v", projection(part, slot)?),
+            [part, slot, "outliers", "weight"] => format!("{}.salient_weight", projection(part, slot)?),
             [part, slot, "sub_norm", "norm", "gain"] => match (self.sub_norms, *slot) {
                 (SubNormNames::BitNet, "output") => "self_attn.attn_sub_norm.weight".into(),
                 (SubNormNames::BitNet, "down") => "mlp.ffn_sub_norm.weight".into(),

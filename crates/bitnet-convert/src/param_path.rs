@@ -18,10 +18,11 @@ impl ParamPath {
         self.containers.pop();
     }
 
-    /// The fields from the root, without those of a slot's form: `layers`, `0`, `attention`, `query`, `weight`.
+    /// The fields from the root, without those of a slot's form: `layers`, `0`, `attention`, `query`, `weight`; and without
+    /// the kind of its outliers.
     pub(crate) fn fields(&self) -> Vec<&str> {
-        let variant_of_form = |i: usize| i > 0 && self.fields[i - 1] == "form";
-        let kept = (0..self.fields.len()).filter(|&i| self.fields[i] != "form" && !variant_of_form(i));
+        let is_variant = |i: usize| i > 0 && matches!(self.fields[i - 1].as_str(), "form" | "outliers");
+        let kept = (0..self.fields.len()).filter(|&i| self.fields[i] != "form" && !is_variant(i));
         kept.map(|i| self.fields[i].as_str()).collect()
     }
 

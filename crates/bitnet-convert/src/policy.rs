@@ -52,18 +52,24 @@ pub struct Policy {
     pub exclude: Vec<String>,
     /// What is quantized, and how finely.
     pub quantization: Quantization,
+    /// Whether the attention's output projection and the MLP's down projection are turned by a Hadamard matrix first.
+    pub hadamard: bool,
+    /// The share of columns that other slots keep in full precision, the best on calibration data; `None` for none. It
+    /// needs [`convert_calibrated`](crate::convert_calibrated) or [`stage1_calibrated`](crate::stage1_calibrated).
+    pub salient: Option<f64>,
 }
 
 impl Policy {
     /// # Errors
     /// [`ConvertError::Pattern`] for a glob that cannot be read.
     pub(crate) fn excluded(&self) -> Result<Vec<GlobMatcher>, ConvertError> {
-        let compile = |pattern: &String| {
-            Glob::new(pattern).map(|glob| glob.compile_matcher()).map_err(|error| ConvertError::Pattern {
-                pattern: pattern.clone(),
-                reason: error.kind().to_string(),
-            })
-        };
-        self.exclude.iter().map(compile).collect()
+        self.exclude.iter().map(|pattern| compile(pattern)).collect()
     }
+}
+
+/// A glob on full names.
+pub(crate) fn compile(pattern: &str) -> Result<GlobMatcher, ConvertError> {
+    Glob::new(pattern)
+        .map(|glob| glob.compile_matcher())
+        .map_err(|error| ConvertError::Pattern { pattern: pattern.into(), reason: error.kind().to_string() })
 }

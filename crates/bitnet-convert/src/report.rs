@@ -18,6 +18,10 @@ pub enum LeftBecause {
     Excluded(String),
     /// Its slot is BitNet already.
     AlreadyBitNet,
+    /// It is a factor of a low-rank map.
+    LowRank,
+    /// It holds salient columns, which stay in full precision.
+    Salient,
     /// It stands in no projection slot.
     NotInASlot,
 }
@@ -28,6 +32,8 @@ pub enum LeftBecause {
 pub enum Action {
     /// The weight of a slot that became a BitNet layer.
     Ternarized,
+    /// The same, turned by a Hadamard matrix before.
+    TurnedAndTernarized,
     /// The gain of a SubLN that conversion inserted.
     InsertedSubNorm,
     /// Unchanged.
@@ -56,7 +62,8 @@ pub struct ConversionReport {
 impl ConversionReport {
     /// Number of slots that became BitNet layers.
     pub fn n_converted(&self) -> usize {
-        self.tensors.iter().filter(|tensor| tensor.action == Action::Ternarized).count()
+        let converted = |action: &Action| matches!(action, Action::Ternarized | Action::TurnedAndTernarized);
+        self.tensors.iter().filter(|tensor| converted(&tensor.action)).count()
     }
 }
 

@@ -10,6 +10,7 @@ use bitnet_model::CausalLm;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::additions::{Additions, insert_additions};
 use crate::checkpoint::insert_sub_norms;
 use crate::names::Names;
 use crate::param_path::ParamPath;
@@ -120,6 +121,7 @@ pub(crate) fn entries_of(config: &HfConfig) -> Result<Vec<Entry>, ConvertError> 
     // Parameters are allocated when they are first used: this is the model's structure alone.
     let mut model = config.model.init(&Device::default())?;
     insert_sub_norms(&mut model, config);
+    insert_additions(&mut model, config)?;
     let names = Names::new(&config.model, config.sub_norm_names());
     let mut entries = Vec::new();
     visit(&model, &mut |path, shape, _| {
@@ -151,6 +153,8 @@ type Read = Box<dyn Fn() -> Result<Vec<f32>, ConvertError>>;
 /// A model in memory.
 pub(crate) struct InMemory<'a> {
     checkpoint: &'a Checkpoint,
+    /// The checkpoint's, with what the slots have now.
+    config: HfConfig,
     entries: Vec<Entry>,
     /// By path: from the device, only when its turn comes.
     reads: BTreeMap<String, Read>,
@@ -191,7 +195,9 @@ impl<'a> InMemory<'a> {
             reads.insert(path.to_owned(), in_words(read, name.clone()));
             entries.push(Entry { path: path.into(), name, shape, content });
         });
-        Self { checkpoint, entries, reads, packed }
+        let additions = Additions::of(&checkpoint.model, &names);
+        let config = HfConfig { additions, ..checkpoint.config.clone() };
+        Self { checkpoint, config, entries, reads, packed }
     }
 
     /// The first BitNet slot that is not at λ = 1, and its λ.
@@ -215,7 +221,7 @@ fn in_words(read: Box<dyn Fn() -> Result<Vec<f32>, String>>, name: String) -> Re
 
 impl Source for InMemory<'_> {
     fn config(&self) -> &HfConfig {
-        &self.checkpoint.config
+        &self.config
     }
 
     fn entries(&self) -> &[Entry] {

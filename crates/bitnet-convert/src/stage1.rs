@@ -8,7 +8,10 @@ use serde_json::json;
 use crate::checkpoint::save_into;
 use crate::json::{read_json, refuse_full, write_folder, write_json};
 use crate::shards::Shards;
-use crate::{ConversionReport, ConvertError, LoadOptions, Policy, Tensors, convert};
+use crate::{ConversionReport, ConvertError, LoadOptions, Policy, Tensors, convert, convert_calibrated};
+
+/// Windows that go through a model together.
+const BATCH: usize = 4;
 
 /// Converts a checkpoint folder into a new one that loads again: `config.json` in transformers' own words where it
 /// has them, shards and types as in the source, the tokenizer files, and `report.json` with every tensor and what
@@ -47,6 +50,23 @@ pub fn stage1_watched(
     policy: &Policy,
     device: &Device,
     options: &Stage1Options,
+    progress: impl FnMut(u64, u64),
+) -> Result<ConversionReport, ConvertError> {
+    stage1_calibrated(src, dst, policy, &[], device, options, progress)
+}
+
+/// [`stage1_watched`] for a policy that looks at calibration data: windows of tokens of one length.
+///
+/// # Errors
+/// Those of [`stage1_watched`]; [`ConvertError::Model`] for tokens that do not suit the model, [`ConvertError::Lrc`] for
+/// what it computes of them.
+pub fn stage1_calibrated(
+    src: impl AsRef<Path>,
+    dst: impl AsRef<Path>,
+    policy: &Policy,
+    windows: &[Vec<u32>],
+    device: &Device,
+    options: &Stage1Options,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<ConversionReport, ConvertError> {
     let (src, dst) = (src.as_ref(), dst.as_ref());
@@ -59,7 +79,15 @@ pub fn stage1_watched(
         n_weights = total;
         progress(read, 2 * total);
     })?;
-    let (checkpoint, report) = convert(checkpoint, policy)?;
+    let (checkpoint, report) = if windows.is_empty() {
+        convert(checkpoint, policy)?
+    } else {
+        let batches = windows
+            .chunks(BATCH)
+            .map(|batch| checkpoint.model.batch(batch))
+            .collect::<Result<Vec<_>, _>>()?;
+        convert_calibrated(checkpoint, policy, &batches)?
+    };
     write_folder(dst, options.overwrite, |folder| {
         save_into(&checkpoint, folder, &mut |written, total| {
             progress(n_weights + written, n_weights + total)

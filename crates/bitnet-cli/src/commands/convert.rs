@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use bitnet_convert::{
-    Action, ConversionReport, LeftBecause, LoadOptions, Placement, Policy, Stage1Options, stage1_watched,
+    Action, ConversionReport, LeftBecause, LoadOptions, Placement, Policy, Stage1Options, stage1_calibrated,
 };
 use bitnet_quant::{ActivationQuant, Bits, Granularity, Quantization, device};
 use clap::Args;
 
 use crate::bar::Bar;
+use crate::calibration::CalibrationFlags;
 use crate::error::CliError;
 use crate::flags::Global;
 use crate::output::print_line;
@@ -20,7 +21,8 @@ Examples:
   bitnet convert SmolLM2-135M smollm2-bitnet
   bitnet convert HuggingFaceTB/SmolLM2-135M smollm2-bitnet --sub-norm all
   bitnet convert SRC DST --exclude '*.down_proj' --exclude 'model.layers.0.*'
-  bitnet convert SRC DST --granularity row --activations off";
+  bitnet convert SRC DST --granularity row --activations off
+  bitnet convert SRC DST --hadamard --salient 0.01 --data books/";
 
 /// Convert a dense model to BitNet b1.58, to be trained
 ///
@@ -66,6 +68,23 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "A", default_value = "token", value_parser = activations, verbatim_doc_comment)]
     activations: ActivationQuant,
 
+    /// Turn o_proj and down_proj by a Hadamard matrix before they become BitNet layers
+    ///
+    /// It spreads large inputs over all, so that the others keep their codes. transformers cannot
+    /// express such a model.
+    #[arg(long, verbatim_doc_comment)]
+    hadamard: bool,
+
+    /// Keep this share of each projection's columns in full precision: those that matter most for
+    /// what the model computes on the text of --data
+    ///
+    /// transformers cannot express such a model.
+    #[arg(long, value_name = "SHARE", requires = "data", verbatim_doc_comment)]
+    salient: Option<f64>,
+
+    #[command(flatten)]
+    calibration: CalibrationFlags,
+
     /// Refuse tensors that the model has no place for, instead of reporting them
     #[arg(long)]
     strict: bool,
@@ -89,11 +108,18 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
         },
         exclude: flags.exclude.clone(),
         quantization: Quantization { weight: flags.granularity, activation: flags.activations },
+        hadamard: flags.hadamard,
+        salient: flags.salient,
     };
+    if flags.salient.is_none() && !flags.calibration.data.is_empty() {
+        return Err(CliError::Usage { reason: "--data says nothing without --salient".into() });
+    }
+    let windows = flags.calibration.windows(&src.join("tokenizer.json"))?;
     let options = Stage1Options { load: LoadOptions { strict: flags.strict }, overwrite: flags.force };
     let mut bar = Bar::new("converting", global.quiet);
-    let report =
-        stage1_watched(&src, &flags.dst, &policy, &device, &options, |done, total| bar.set(done, total))?;
+    let report = stage1_calibrated(&src, &flags.dst, &policy, &windows, &device, &options, |done, total| {
+        bar.set(done, total);
+    })?;
     drop(bar);
     if global.quiet { Ok(()) } else { print_summary(&report, flags) }
 }

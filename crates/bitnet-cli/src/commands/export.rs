@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bitnet_convert::{
-    GgufOptions, GgufReport, GgufType, HfFormat, HfOptions, LoadOptions, Tensors, WeightType, export_gguf,
-    export_hf,
+    Checkpoint, GgufOptions, GgufReport, GgufType, HfFormat, HfOptions, LoadOptions, Tensors, WeightType,
+    export_gguf, export_gguf_adapter, export_hf, export_peft,
 };
 use bitnet_format::ScaleHome;
 use clap::{Args, ValueEnum};
@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use crate::bar::Bar;
 use crate::error::CliError;
 use crate::flags::Global;
+use crate::model::load;
 use crate::output::{bytes, print_line};
 use crate::source::resolve;
 use crate::target::check_replaceable;
@@ -22,6 +23,8 @@ Examples:
   bitnet export smollm2-trained smollm2-packed --format hf-bitlinear
   bitnet export smollm2-trained smollm2.gguf --format gguf
   bitnet export smollm2-trained smollm2.gguf --format gguf-tq1_0 --scale block --force
+  bitnet export smollm2-lrc smollm2.gguf --format gguf --part base
+  bitnet export smollm2-lrc smollm2-lora.gguf --format gguf --part adapter
   bitnet export smollm2-trained smollm2-i2_s.gguf --format i2_s-x86";
 
 /// Write a trained BitNet model for another engine
@@ -33,6 +36,11 @@ Examples:
 /// The formats for llama.cpp are one GGUF file with the tokenizer in it. `gguf` chooses the type by
 /// the widths: TQ2_0 where 256 divides all of them, else Q2_0 where 64 divides some. A tensor whose
 /// width a type cannot hold becomes F16, and is named. F16 and F32 files also take dense models.
+///
+/// A model with low-rank corrections or adapters is two models elsewhere, written one by one:
+/// --part base is the model without them, --part adapter is them alone, as a LoRA. That is a GGUF
+/// adapter for llama.cpp, in F32, or, with a format of transformers, a folder for PEFT. Give both
+/// the same flags.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = EXAMPLES)]
 pub(crate) struct Flags {
@@ -59,6 +67,10 @@ pub(crate) struct Flags {
     /// The type of all tensors that stay float in a folder [default: that of the source]
     #[arg(long, value_enum, value_name = "TYPE")]
     floats: Option<Float>,
+
+    /// What to write of a model with low-rank corrections or adapters
+    #[arg(long, value_enum, value_name = "PART", default_value = "whole")]
+    part: Part,
 
     /// Replace the model that stands under DST
     #[arg(long)]
@@ -95,6 +107,17 @@ enum Format {
     /// bitnet.cpp on ARM: 2 bits a weight
     #[value(name = "i2_s-arm")]
     I2sArm,
+}
+
+/// What is written of a model with low-rank maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Everything: refused for a model that has some
+    Whole,
+    /// The model without them
+    Base,
+    /// Them alone
+    Adapter,
 }
 
 /// What a format is to the library.
@@ -155,7 +178,15 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
     if flags.force {
         check_replaceable(&src, &flags.dst)?;
     }
-    let tensors = Tensors::open(&src, &LoadOptions::default())?;
+    let bare: Checkpoint;
+    let tensors = match flags.part {
+        Part::Whole => Tensors::open(&src, &LoadOptions::default())?,
+        Part::Base => {
+            bare = load(&flags.src, global)?.1.without_adapters();
+            Tensors::of(&bare)
+        }
+        Part::Adapter => return export_adapter(flags, &kind, global),
+    };
     let mut bar = Bar::new("exporting", global.quiet);
     let progress = |done, total| bar.set(done, total);
     let report = match kind {
@@ -169,17 +200,7 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
             None
         }
         Kind::Gguf(weights) => {
-            let options = GgufOptions {
-                weights,
-                scale: flags.scale.map(|scale| match scale {
-                    Scale::Tensor => ScaleHome::Tensor,
-                    Scale::Block => ScaleHome::Block,
-                }),
-                embedding: flags.head.map(WeightType::from),
-                overwrite: flags.force,
-                ..GgufOptions::default()
-            };
-            Some(export_gguf(&tensors, &flags.dst, &options, progress)?)
+            Some(export_gguf(&tensors, &flags.dst, &gguf_options(flags, weights), progress)?)
         }
     };
     drop(bar);
@@ -190,6 +211,34 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
         print_summary(report)?;
     }
     Ok(print_line(&format!("{} is written", flags.dst.display()))?)
+}
+
+/// Writes the low-rank maps of a model alone.
+fn export_adapter(flags: &Flags, kind: &Kind, global: &Global) -> Result<(), CliError> {
+    let (_, checkpoint) = load(&flags.src, global)?;
+    let n_slots = match *kind {
+        Kind::Hf(_) => export_peft(&checkpoint, &flags.dst, flags.force)?.len(),
+        Kind::Gguf(weights) => {
+            export_gguf_adapter(&checkpoint, &flags.dst, &gguf_options(flags, weights))?.tensors.len() / 2
+        }
+    };
+    if global.quiet {
+        return Ok(());
+    }
+    Ok(print_line(&format!("{} is written, a LoRA of {n_slots} projections", flags.dst.display()))?)
+}
+
+fn gguf_options(flags: &Flags, weights: GgufType) -> GgufOptions {
+    GgufOptions {
+        weights,
+        scale: flags.scale.map(|scale| match scale {
+            Scale::Tensor => ScaleHome::Tensor,
+            Scale::Block => ScaleHome::Block,
+        }),
+        embedding: flags.head.map(WeightType::from),
+        overwrite: flags.force,
+        ..GgufOptions::default()
+    }
 }
 
 /// Refuses flags of the other kind of format: they would do nothing.

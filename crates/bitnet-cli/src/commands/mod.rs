@@ -8,6 +8,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod lrc;
 
 use crate::error::CliError;
 use crate::flags::{Cli, Command, Global};
@@ -29,6 +30,7 @@ fn dispatch(command: &Command, global: &Global) -> Result<(), CliError> {
     match command {
         Command::Inspect(flags) => inspect::run(flags, global),
         Command::Convert(flags) => convert::run(flags, global),
+        Command::Lrc(flags) => lrc::run(flags, global),
         Command::Export(flags) => export::run(flags, global),
         Command::Logits(flags) => logits::run(flags, global),
         Command::Generate(flags) => generate::run(flags, global),

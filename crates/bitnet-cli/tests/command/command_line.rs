@@ -8,9 +8,18 @@ use crate::support::{command, names, repository, small};
 #[test]
 fn help_and_version_succeed_and_misuse_does_not() {
     let help = bitnet!("--help").ok();
-    for word in
-        ["inspect", "convert", "export", "logits", "generate", "bench", "devices", "completions", "Examples:"]
-    {
+    for word in [
+        "inspect",
+        "convert",
+        "lrc",
+        "export",
+        "logits",
+        "generate",
+        "bench",
+        "devices",
+        "completions",
+        "Examples:",
+    ] {
         assert!(help.contains(word), "{word}");
     }
     assert!(!help.contains("reference"), "a command for this repository alone");

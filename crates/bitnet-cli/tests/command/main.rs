@@ -8,4 +8,5 @@ mod support;
 mod command_line;
 mod generation;
 mod hub;
+mod lrc;
 mod models;

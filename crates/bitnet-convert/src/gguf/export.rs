@@ -57,6 +57,12 @@ pub fn export_gguf(
     {
         return Err(ConvertError::Lambda { name, found });
     }
+    if let Some(loss) = source.config().additions.loss() {
+        let reason = format!(
+            "llama.cpp has no words for {loss}; low-rank maps can be exported as an adapter, beside the model without them"
+        );
+        return Err(ConvertError::NotExportable { format: "GGUF", reason });
+    }
     let weights = plan::weights(source, options.weights)?;
     let architecture = choose(source, weights)?;
     let model = source.config().model();
@@ -176,7 +182,7 @@ impl Plan<'_> {
 }
 
 /// An error of the file's format; one of the disk is an error of writing.
-fn failure(path: &Path, error: FormatError) -> ConvertError {
+pub(super) fn failure(path: &Path, error: FormatError) -> ConvertError {
     match error {
         FormatError::Write(source) => ConvertError::Write { path: path.into(), source },
         source => ConvertError::Gguf { path: path.into(), source },
@@ -184,7 +190,7 @@ fn failure(path: &Path, error: FormatError) -> ConvertError {
 }
 
 /// The architecture that computes a model.
-fn choose(source: &dyn Source, weights: GgufType) -> Result<&'static Architecture, ConvertError> {
+pub(super) fn choose(source: &dyn Source, weights: GgufType) -> Result<&'static Architecture, ConvertError> {
     let config = source.config();
     let traits = Traits {
         model: config.model(),

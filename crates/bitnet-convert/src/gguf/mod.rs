@@ -1,5 +1,6 @@
 //! GGUF files for llama.cpp and bitnet.cpp.
 
+mod adapter;
 mod architecture;
 mod config;
 mod export;
@@ -19,6 +20,7 @@ mod ternary_floats;
 mod tokenizer_file;
 mod vocabulary;
 
+pub use adapter::export_gguf_adapter;
 pub use export::export_gguf;
 pub(crate) use file::GgufFile;
 pub use options::{GgufOptions, GgufType};
