@@ -18,6 +18,7 @@ Flags of the example:
   --seed N             seed of the run
   --subln PLACEMENT    where SubLN is inserted
   --schedule NAME      how λ rises
+  --lrc                a stage more: low-rank corrections, trained beside frozen ternary weights
   --out DIR            the run folder
 `cargo xtask smoke-train -- --help` builds the example and prints all of them.")]
 pub(crate) struct Smoke {
@@ -30,6 +31,14 @@ pub(crate) struct Smoke {
 #[derive(Args)]
 pub(crate) struct SmallModel {
     /// Flags of the example, passed on unchanged; `--device NAME` also chooses what is built (default: flex)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    pub(crate) flags: Vec<String>,
+}
+
+/// Flags of `lrc-results`.
+#[derive(Args)]
+pub(crate) struct LrcResults {
+    /// Flags of the example, passed on unchanged: `--steps N`, `--seeds N`, `--device NAME`, `--out FILE`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
     pub(crate) flags: Vec<String>,
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `smoke-train` | the main job: a dense checkpoint is converted to BitNet and trained, and the result is checked |
 //! | `make-small-model` | trains the small dense checkpoint that the repository carries |
+//! | `lrc-results` | measures corrections after ternarizing without training, and rewrites the table of docs/results.md |
 //! | `test` | unit tests, doc tests, and the cross-crate suites, one process per backend |
 //! | `interop` | the exports in transformers, the gguf package and llama.cpp; writes docs/interop.md |
 //! | `downstream` | builds and runs the example crate outside of the workspace |
@@ -48,6 +49,8 @@ enum Task {
     SmokeTrain(example::Smoke),
     /// Train the small dense checkpoint that the repository carries (release build)
     MakeSmallModel(example::SmallModel),
+    /// Measure what recovers quality after ternarizing, and rewrite the table of docs/results.md (release build)
+    LrcResults(example::LrcResults),
     /// Run all tests: units, documentation, and the suites of every backend that is present
     Test(test::Options),
     /// Prove the exports against transformers, the gguf package and llama.cpp (release build, Python)
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
     let result = match cli.task {
         Task::SmokeTrain(smoke) => example::run(&cargo, "smoke_train", &smoke.flags),
         Task::MakeSmallModel(small) => example::run(&cargo, "make_small_model", &small.flags),
+        Task::LrcResults(results) => example::run(&cargo, "lrc_results", &results.flags),
         Task::Test(options) => test::run(&cargo, &options),
         Task::Interop(options) => interop::run(&cargo, &options),
         Task::Downstream => downstream::run(&cargo),

@@ -49,6 +49,9 @@ pub(crate) struct Flags {
     /// Held-out sequences that perplexity is measured on, at most
     #[arg(long, default_value_t = 48)]
     pub(crate) eval_windows: usize,
+    /// Adds a stage: a low-rank correction beside each ternary weight, trained alone for as many steps
+    #[arg(long)]
+    pub(crate) lrc: bool,
     /// Run folder [default: runs/smoke-train-<time>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,

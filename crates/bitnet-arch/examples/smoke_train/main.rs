@@ -4,6 +4,7 @@
 
 mod checks;
 mod flags;
+mod lrc;
 mod repository;
 
 use std::error::Error;
@@ -115,10 +116,16 @@ fn run(flags: &Flags) -> Result<bool, Box<dyn Error>> {
 
     sample(&trained.model, &tokenizer, flags)?;
 
+    let lrc = match flags.lrc {
+        true => Some(lrc::stage(&trained, &train, &held_out, flags, &mut log, &mut checks, &run_folder)?),
+        false => None,
+    };
+
     let summary = json!({
         "flags": flags,
         "perplexity": { "dense": dense_ppl, "lambda_0": zero_ppl, "lambda_1_untrained": one_ppl },
         "runs": runs,
+        "lrc": lrc,
         "checks": checks,
         "seconds": start.elapsed().as_secs_f64(),
     });

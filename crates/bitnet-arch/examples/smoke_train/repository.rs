@@ -23,3 +23,9 @@ pub(crate) fn text_files() -> Vec<PathBuf> {
     files.extend(crates);
     files
 }
+
+/// The document with the results of experiments.
+#[allow(dead_code, reason = "several examples share this file")]
+pub(crate) fn results() -> PathBuf {
+    root().join("docs/results.md")
+}
