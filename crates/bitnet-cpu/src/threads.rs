@@ -65,8 +65,7 @@ mod tests {
     #[test]
     fn a_panic_passes_through() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let result =
-            std::panic::catch_unwind(|| pool.install(|| with_awake_threads(|| panic!("of the work"))));
-        assert!(result.is_err());
+        let work = move || pool.install(|| with_awake_threads(|| panic!("of the work")));
+        assert!(std::thread::spawn(work).join().is_err());
     }
 }
