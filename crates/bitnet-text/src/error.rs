@@ -32,6 +32,30 @@ pub enum TextError {
         /// Where and why.
         source: Utf8Error,
     },
+    /// A line of a text or JSONL file cannot be used.
+    #[error("`{}`, line {line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of tokens cannot be used.
+    #[error("`{}` is no file of tokens: {reason}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what was expected.
+        reason: String,
+    },
+    /// The separator of documents is no token.
+    #[error("separator `{token}` is not in the tokenizer's vocabulary")]
+    Separator {
+        /// The text given.
+        token: String,
+    },
     /// A folder contains itself, by way of a link.
     #[error("folder `{}` is a link to a folder that contains it", path.display())]
     FolderLoop {

@@ -25,8 +25,11 @@ pub struct TextFile {
 /// - [`TextError::NoText`] if there is no file, or only empty ones.
 pub fn read_text(paths: &[PathBuf]) -> Result<Vec<TextFile>, TextError> {
     let mut files = Vec::new();
-    for path in paths {
-        read_into(&mut files, path, &mut Vec::new())?;
+    for path in list_files(paths)? {
+        let text = fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        let text = String::from_utf8(text)
+            .map_err(|error| TextError::NotUtf8 { path: path.clone(), source: error.utf8_error() })?;
+        files.push(TextFile { path, text });
     }
     if files.iter().all(|file| file.text.is_empty()) {
         return Err(TextError::NoText { paths: paths.to_vec() });
@@ -34,13 +37,20 @@ pub fn read_text(paths: &[PathBuf]) -> Result<Vec<TextFile>, TextError> {
     Ok(files)
 }
 
+/// The files that [`read_text`] reads, in its order.
+pub(crate) fn list_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, TextError> {
+    let mut files = Vec::new();
+    for path in paths {
+        list_into(&mut files, path, &mut Vec::new())?;
+    }
+    Ok(files)
+}
+
 /// Appends the file, or the folder's files. `parents` are the folders around it, without links.
-fn read_into(files: &mut Vec<TextFile>, path: &Path, parents: &mut Vec<PathBuf>) -> Result<(), TextError> {
+fn list_into(files: &mut Vec<PathBuf>, path: &Path, parents: &mut Vec<PathBuf>) -> Result<(), TextError> {
     let cannot_read = |source| TextError::Read { path: path.to_owned(), source };
     if !fs::metadata(path).map_err(cannot_read)?.is_dir() {
-        let text = String::from_utf8(fs::read(path).map_err(cannot_read)?)
-            .map_err(|error| TextError::NotUtf8 { path: path.to_owned(), source: error.utf8_error() })?;
-        files.push(TextFile { path: path.to_owned(), text });
+        files.push(path.to_owned());
         return Ok(());
     }
 
@@ -54,7 +64,7 @@ fn read_into(files: &mut Vec<TextFile>, path: &Path, parents: &mut Vec<PathBuf>)
     entries.sort();
     parents.push(folder);
     for entry in entries {
-        read_into(files, &entry, parents)?;
+        list_into(files, &entry, parents)?;
     }
     parents.pop();
     Ok(())

@@ -1,4 +1,4 @@
-//! Tokenizers, token windows and text files.
+//! Tokenizers, token windows, text and token files.
 //!
 //! From text to training batches, and back:
 //!
@@ -7,6 +7,9 @@
 //! 3. [`TokenWindows`] cuts the ids into windows of one length, holds some of them out, and deals the others in a
 //!    shuffled order that a seed alone decides.
 //! 4. [`Batches`] is the endless stream of batches; its position is one number, from which a resumed run continues.
+//!
+//! For data larger than memory there are [`TokenSource`], which makes a file of tokens from text once, and
+//! [`FileWindows`], which deals windows of it in a shuffled order and holds none.
 //!
 //! A [`TextStream`] goes the other way while a model generates: tokens in, text out as soon as it is certain.
 //!
@@ -24,15 +27,22 @@
 //! This crate sees no tensor: ids are `u32`, shapes are the caller's.
 
 mod batches;
+mod documents;
 mod error;
+mod file_windows;
 mod files;
 mod stream;
+mod token_file;
+mod token_source;
 mod tokenizer;
 mod windows;
 
 pub use batches::Batches;
 pub use error::TextError;
+pub use file_windows::FileWindows;
 pub use files::{TextFile, read_text};
 pub use stream::TextStream;
+pub use token_file::TokenFile;
+pub use token_source::TokenSource;
 pub use tokenizer::Tokenizer;
 pub use windows::TokenWindows;

@@ -100,6 +100,11 @@ impl Tokenizer {
         })
     }
 
+    /// The tokenizer as JSON, the same text for the same tokenizer.
+    pub(crate) fn to_json(&self) -> Result<String, TextError> {
+        self.inner.to_string(false).map_err(|source| TextError::Encode { bytes: 0, source })
+    }
+
     /// The tokens of a text. No special tokens are added; those written in the text are recognised.
     ///
     /// # Errors
