@@ -40,6 +40,7 @@ pub mod quant_linear;
 pub mod quant_operands;
 pub mod quant_packed;
 pub mod quant_weight;
+pub mod training_state;
 pub mod training_step;
 pub mod training_tiny_llama;
 pub mod training_trajectory;
@@ -81,6 +82,7 @@ macro_rules! suite {
                 peft_adapters, gguf_adapters, damaged_configs;
             training_warmup: schedules_reach_the_slots, saved_and_restored, independent, bad_settings;
             training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
+            training_state: saved_and_loaded, what_decays;
             training_tiny_llama: reference;
             training_trajectory: dense, constant, ramp;
             hf: dense_logits, quantized_logits, hidden_states, loss_and_gradients,

@@ -1,7 +1,7 @@
 //! One optimizer step: the reference's in isolation, and the trainer's against AdamW written out in f64.
 
 use bitnet_arch::layers::{Projection, set_lambda, slots};
-use bitnet_arch::train::{LrDecay, TrainConfig, TrainError, Trainer, next_token_loss};
+use bitnet_arch::train::{Decay, LrDecay, TrainConfig, TrainError, Trainer, next_token_loss};
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, Optimizer};
 use burn::tensor::{Device, Tensor};
@@ -96,6 +96,7 @@ pub fn trainer_is_adamw(device: &Device) {
     config.lr_warmup_steps = 3;
     config.lr_decay = LrDecay::Constant;
     config.weight_decay = 0.1;
+    config.decay = Decay::All;
     config.clip_norm = Some(1.0);
     let mut trainer = Trainer::new(point, &config).unwrap();
     let (mut m, mut v) = (vec![0.0_f64; n_matrix + n_vector], vec![0.0_f64; n_matrix + n_vector]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitnet_arch::train::{LrDecay, TrainConfig, Trainer, next_token_loss};
+use bitnet_arch::train::{Decay, LrDecay, TrainConfig, Trainer, next_token_loss};
 use bitnet_arch::warmup::{LambdaWarmupConfig, Schedule};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
@@ -58,6 +58,7 @@ impl Settings {
             betas: self.betas,
             adam_eps: self.eps,
             weight_decay: self.weight_decay,
+            decay: Decay::All,
             clip_norm: (self.clip > 0.0).then_some(self.clip),
             lambda,
         }

@@ -131,6 +131,37 @@ impl CausalLm {
         states
     }
 
+    /// The logits, and query, key and value of one layer as its projections give them: what distillation compares.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[B, T]`
+    /// - returns logits `[B, T, vocab_size]`, query `[B, T, n_heads · D]`, key and value `[B, T, n_kv_heads · D]`
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] where there is no such layer.
+    pub fn forward_with_attention(
+        &self,
+        tokens: Tensor<2, Int>,
+        layer: usize,
+    ) -> Result<(Tensor<3>, [Tensor<3>; 3]), ModelError> {
+        let (mut index, mut state) = (0, None);
+        let x = self.run(tokens, None, |x| {
+            if index == layer {
+                state = Some(x.clone());
+            }
+            index += 1;
+        });
+        let (Some(block), Some(state)) = (self.layers.get(layer), state) else {
+            let expected = format!("below n_layers = {}", self.layers.len());
+            return Err(ModelError::Config { field: "layer", found: layer.to_string(), expected });
+        };
+        let state = block.attention_norm.forward(state);
+        let attention = &block.attention;
+        let projected =
+            [&attention.query, &attention.key, &attention.value].map(|slot| slot.forward(state.clone()));
+        Ok((self.logits(x), projected))
+    }
+
     /// Checks sequences of equal length and puts them on the model's device.
     ///
     /// # Errors

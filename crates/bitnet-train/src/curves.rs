@@ -24,23 +24,27 @@ pub fn write_curves(
     curves: &[Curve],
 ) -> Result<(), TrainError> {
     let path = path.as_ref();
+    std::fs::write(path, curves_svg(title, y_label, curves)?)
+        .map_err(|error| TrainError::Write { path: path.into(), reason: error.to_string() })
+}
+
+/// Draws curves over the steps of a run as SVG.
+pub(crate) fn curves_svg(title: &str, y_label: &str, curves: &[Curve]) -> Result<String, TrainError> {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let range = |of: fn(&(f64, f64)) -> f64| {
         points().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), v| (min.min(v), max.max(v)))
     };
     let ((first, last), (low, high)) = (range(|p| p.0), range(|p| p.1));
+    let refused =
+        |found: String| TrainError::Config { field: "curves", found, expected: "finite points".into() };
     if !(last - first).is_finite() || !(high - low).is_finite() {
-        return Err(TrainError::Config {
-            field: "curves",
-            found: "no point".into(),
-            expected: "finite points".into(),
-        });
+        return Err(refused("no point".into()));
     }
-    let margin = (0.05 * (high - low)).max(1e-6);
+    let margin = (0.05 * (high - low)).max(1e-6 * high.abs()).max(f64::MIN_POSITIVE);
     let mut svg = String::new();
     draw(&mut svg, title, y_label, curves, (first, last.max(first + 1.0)), (low - margin, high + margin))
-        .and_then(|()| std::fs::write(path, svg).map_err(|error| error.to_string()))
-        .map_err(|reason| TrainError::Write { path: path.into(), reason })
+        .map_err(refused)?;
+    Ok(svg)
 }
 
 fn draw(

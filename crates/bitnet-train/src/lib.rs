@@ -1,4 +1,4 @@
-//! Training: one optimizer step, the measures around it, and what a run leaves on disk.
+//! Training: one optimizer step, whole runs that can be interrupted, and the measures around them.
 //!
 //! A [`Trainer`] owns a model, Burn's AdamW, a learning-rate schedule and the λ warm-up. It trains any Burn module
 //! with projection slots; the loss is the caller's, [`next_token_loss`] for a language model:
@@ -21,19 +21,36 @@
 //! ```
 //!
 //! Each step reports loss, gradient norm, λ and learning rate; a loss or gradient that is not finite ends training
-//! with an error and leaves the model as it was.
+//! with an error and leaves the model as it was. [`Trainer::save`] and [`Trainer::load`] interrupt it.
+//!
+//! A [`Run`] is all of that from a file of settings, a [`RunConfig`]: it loads and converts the model, streams the data,
+//! logs, evaluates, saves [`Snapshots`] and goes on from the newest one after whatever happened.
 
 mod clip;
 mod config;
 mod curves;
+mod distill;
 mod error;
+mod files;
 mod loss;
 mod metrics;
+mod opening;
+mod optimizer;
+mod report;
+mod run;
+mod run_config;
+mod snapshots;
 mod trainer;
 
-pub use config::{LrDecay, TrainConfig};
+pub use config::{Decay, LrDecay, StageTwo, TrainConfig};
 pub use curves::{Curve, write_curves};
+pub use distill::{DistillConfig, Distillation, LogitKl, RelationKl, Term, logit_kl, relation_kl};
 pub use error::TrainError;
-pub use loss::{next_token_loss, perplexity};
+pub use loss::{Evaluation, evaluate, next_token_loss, perplexity};
 pub use metrics::{MetricsLog, Progress};
+pub use opening::Opening;
+pub use report::report;
+pub use run::{Best, Run};
+pub use run_config::{BatchConfig, DataConfig, EvalConfig, ModelConfig, RunConfig, SnapshotConfig};
+pub use snapshots::Snapshots;
 pub use trainer::{StepReport, Trainer};

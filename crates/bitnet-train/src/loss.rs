@@ -1,8 +1,11 @@
+use std::time::Instant;
+
 use bitnet_model::CausalLm;
-use bitnet_text::TokenWindows;
+use bitnet_text::{FileWindows, TokenWindows};
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
+use serde::Serialize;
 
 use crate::TrainError;
 
@@ -19,7 +22,15 @@ pub fn next_token_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
     sequences: &B,
 ) -> Result<Tensor<1>, TrainError> {
     let tokens = model.batch(sequences.as_ref())?;
-    let [batch, length] = tokens.dims();
+    cross_entropy(model.forward(tokens.clone()), tokens)
+}
+
+/// Mean cross-entropy of each token but the first in the logits of the one before.
+///
+/// # Shapes
+/// - `logits`: `[B, T, vocab_size]`, `tokens`: `[B, T]`; returns `[1]`
+pub(crate) fn cross_entropy(logits: Tensor<3>, tokens: Tensor<2, Int>) -> Result<Tensor<1>, TrainError> {
+    let [batch, length, vocab_size] = logits.dims();
     if length < 2 {
         return Err(TrainError::Config {
             field: "window",
@@ -27,8 +38,7 @@ pub fn next_token_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
             expected: "at least 2 tokens, one to predict".into(),
         });
     }
-    let logits = model.forward(tokens.clone()).narrow(1, 0, length - 1).cast(DType::F32);
-    let vocab_size = logits.dims()[2];
+    let logits = logits.narrow(1, 0, length - 1).cast(DType::F32);
     let logits = logits.reshape([batch * (length - 1), vocab_size]);
     let targets = tokens.narrow(1, 1, length - 1).reshape([batch * (length - 1)]);
     Ok(CrossEntropyLossConfig::new().init(&logits.device()).forward(logits, targets))
@@ -39,15 +49,62 @@ pub fn next_token_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
 /// # Errors
 /// Those of [`next_token_loss`]; [`TrainError::EvaluationNotFinite`] where the mean is not finite.
 pub fn perplexity(model: &CausalLm, windows: &TokenWindows, batch_size: usize) -> Result<f64, TrainError> {
-    let model = model.valid();
     let all: Vec<&[u32]> = (0..windows.len()).filter_map(|i| windows.get(i)).collect();
-    let mut sum = 0.0;
-    for batch in all.chunks(batch_size.max(1)) {
-        let loss = next_token_loss(&model, &batch)?;
-        sum += read(loss)? * batch.len() as f64;
+    mean_loss(model, all.chunks(batch_size.max(1)).map(Ok)).map(|(loss, _)| loss.exp())
+}
+
+/// What [`evaluate`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// `exp` of the mean cross-entropy.
+    pub perplexity: f64,
+    /// Tokens of the windows.
+    pub tokens: u64,
+    /// Of those, per second.
+    pub tokens_per_second: f64,
+}
+
+/// [`perplexity`] over the first windows of a file, at most `max_windows`.
+///
+/// # Errors
+/// Those of [`perplexity`] and [`FileWindows::get`].
+pub fn evaluate(
+    model: &CausalLm,
+    windows: &FileWindows,
+    max_windows: u64,
+    batch_size: usize,
+) -> Result<Evaluation, TrainError> {
+    let start = Instant::now();
+    let n_windows = windows.len().min(max_windows);
+    let batches = (0..n_windows).step_by(batch_size.max(1)).map(|first| {
+        let batch = (first..n_windows.min(first + batch_size.max(1) as u64)).map(|i| windows.get(i));
+        Ok(batch.collect::<Result<Vec<_>, _>>()?)
+    });
+    let (loss, n_windows) = mean_loss(model, batches)?;
+    let tokens = (n_windows * windows.window()) as u64;
+    let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
+    Ok(Evaluation { perplexity: loss.exp(), tokens, tokens_per_second })
+}
+
+/// The mean cross-entropy over all windows of the batches, and their number.
+fn mean_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
+    model: &CausalLm,
+    batches: impl Iterator<Item = Result<B, TrainError>>,
+) -> Result<(f64, usize), TrainError> {
+    let model = model.valid();
+    let (mut sum, mut n_windows) = (0.0, 0);
+    for batch in batches {
+        let batch = batch?;
+        let n = batch.as_ref().len();
+        sum += read(next_token_loss(&model, &batch)?)? * n as f64;
+        n_windows += n;
     }
-    let mean = sum / all.len() as f64;
-    if mean.is_finite() { Ok(mean.exp()) } else { Err(TrainError::EvaluationNotFinite { found: mean }) }
+    let mean = sum / n_windows as f64;
+    if mean.is_finite() {
+        Ok((mean, n_windows))
+    } else {
+        Err(TrainError::EvaluationNotFinite { found: mean })
+    }
 }
 
 /// The one number of a tensor.

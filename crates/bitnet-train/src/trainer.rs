@@ -1,13 +1,20 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use bitnet_layers::{Slots, set_lambda};
 use bitnet_warmup::LambdaWarmup;
+use burn::lr_scheduler::LrSchedulerRecord;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::store::ModuleRecord;
 use burn::tensor::Tensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clip::{clip, global_norm};
+use crate::files::{read_json, write_json};
 use crate::loss::read;
+use crate::optimizer::{InOrder, ModuleAdamW};
 use crate::{TrainConfig, TrainError};
 
 /// What one optimizer step did.
@@ -29,12 +36,27 @@ pub struct StepReport {
 #[derive(Clone)]
 pub struct Trainer<M> {
     model: M,
-    optimizer: ModuleOptimizer,
+    optimizer: ModuleAdamW,
     schedule: ModuleLrScheduler,
     warmup: LambdaWarmup,
     clip_norm: Option<f64>,
+    /// First step of the second stage, and its factor of the learning rate.
+    stage_two: Option<(u64, f64)>,
     step: u64,
 }
+
+/// What is saved beside the records.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    step: u64,
+    /// AdamW's updates of each parameter, by its id.
+    updates: BTreeMap<u64, usize>,
+}
+
+const MODEL: &str = "model.bpk";
+const SCHEDULE: &str = "schedule.bpk";
+const SAVED: &str = "trainer.json";
 
 impl<M: Module + Slots> Trainer<M> {
     /// Takes a model over; gradients are recorded from here on.
@@ -44,14 +66,15 @@ impl<M: Module + Slots> Trainer<M> {
     pub fn new(model: M, config: &TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
         let warmup = config.lambda.init()?;
-        let mut model = model.train();
+        let mut model = model.map(&mut InOrder).train();
         set_lambda(&mut model, Some(warmup.lambda()));
         Ok(Self {
+            optimizer: ModuleAdamW::new(config, &model),
             model,
-            optimizer: config.optimizer(),
             schedule: config.lr_scheduler()?,
             warmup,
             clip_norm: config.clip_norm,
+            stage_two: config.stage_two(),
             step: 0,
         })
     }
@@ -88,19 +111,67 @@ impl<M: Module + Slots> Trainer<M> {
             Some(max_norm) => clip(&self.model, grads, grad_norm, max_norm),
             None => grads,
         };
-        let learning_rate = self.schedule.step();
-        let report = StepReport {
-            step,
-            loss: mean_loss,
-            grad_norm,
-            lambda: self.warmup.lambda(),
-            learning_rate: learning_rate.base(),
-        };
-        self.model = self.optimizer.step(learning_rate, self.model.clone(), grads);
+        let stage_two = self.stage_two.filter(|(first, _)| step >= *first);
+        let learning_rate = self.schedule.step().base() * stage_two.map_or(1.0, |(_, rate)| rate);
+        let report =
+            StepReport { step, loss: mean_loss, grad_norm, lambda: self.warmup.lambda(), learning_rate };
+        self.model = self.optimizer.step(learning_rate, stage_two.is_none(), self.model.clone(), grads);
         self.warmup.step();
         set_lambda(&mut self.model, Some(self.warmup.lambda()));
         self.step += 1;
         Ok(report)
+    }
+
+    /// The norm of all gradients of a loss together, for the model as it is; nothing is updated.
+    ///
+    /// # Errors
+    /// Those of `loss`, [`TrainError::Device`]
+    pub fn gradient_norm(
+        &self,
+        loss: impl FnOnce(&M) -> Result<Tensor<1>, TrainError>,
+    ) -> Result<f64, TrainError> {
+        let grads = GradientsParams::from_grads(loss(&self.model)?.backward(), &self.model);
+        global_norm(&self.model, &grads)
+    }
+
+    /// Writes everything that the next step depends on, besides its data, into a folder that exists.
+    ///
+    /// # Errors
+    /// [`TrainError::Write`]
+    pub fn save(&self, folder: &Path) -> Result<(), TrainError> {
+        let failed = |name: &str, reason: String| TrainError::Write { path: folder.join(name), reason };
+        let record = self.model.clone().into_record();
+        record.save(folder.join(MODEL)).map_err(|error| failed(MODEL, error.to_string()))?;
+        let updates = self.optimizer.save(&self.model, folder)?;
+        let schedule = self.schedule.to_record();
+        schedule.save(folder.join(SCHEDULE)).map_err(|error| failed(SCHEDULE, error.to_string()))?;
+        write_json(&folder.join(SAVED), &Saved { step: self.step, updates })
+    }
+
+    /// Goes on from a folder that [`save`](Self::save) wrote. With the same settings and the same data the steps that
+    /// follow are those of the run without the interruption; on flex, bit by bit.
+    ///
+    /// `model` is any model of the same structure; its weights are replaced.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new); [`TrainError::Snapshot`] where a file cannot be read or is of another structure.
+    pub fn load(model: M, config: &TrainConfig, folder: &Path) -> Result<Self, TrainError> {
+        let Saved { step, updates } = read_json(&folder.join(SAVED))?;
+        let wrong =
+            |name: &str, error: burn::store::RecordError| TrainError::snapshot(folder.join(name), error);
+        let record = ModuleRecord::load(folder.join(MODEL)).map_err(|error| wrong(MODEL, error))?;
+        let model = model.try_load_record(record).map_err(|error| wrong(MODEL, error))?;
+        let mut trainer = Self::new(model, config)?;
+        trainer.optimizer.load(&trainer.model, folder, &updates)?;
+        let schedule =
+            LrSchedulerRecord::load(folder.join(SCHEDULE)).map_err(|error| wrong(SCHEDULE, error))?;
+        trainer.schedule = trainer.schedule.load_record(schedule);
+        for _ in 0..step {
+            trainer.warmup.step();
+        }
+        set_lambda(&mut trainer.model, Some(trainer.warmup.lambda()));
+        trainer.step = step;
+        Ok(trainer)
     }
 
     /// The model as it is now, with autodiff; `.valid()` gives one to evaluate.
@@ -111,6 +182,11 @@ impl<M: Module + Slots> Trainer<M> {
     /// λ as the next step will use it.
     pub fn warmup(&self) -> &LambdaWarmup {
         &self.warmup
+    }
+
+    /// Number of steps taken, and the index of the next one.
+    pub fn steps_taken(&self) -> u64 {
+        self.step
     }
 
     /// Ends training. The slots keep the λ that was reached.

@@ -1,0 +1,108 @@
+//! What a run needs before its first step, checked.
+
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+
+use bitnet_convert::{LoadOptions, check_tokenizer, load};
+use bitnet_layers::{Form, for_each_slot};
+use bitnet_model::CausalLm;
+use bitnet_text::{TokenFile, TokenSource, Tokenizer};
+use burn::tensor::Device;
+
+use crate::{DistillConfig, RunConfig, TrainError};
+
+/// What someone who waits for [`Run::open`] may want to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening<'a> {
+    /// So many weights of so many are loaded.
+    Loading(u64, u64),
+    /// So many bytes of text of so many are made tokens.
+    Tokenizing(u64, u64),
+    /// Something is odd, and the run goes on.
+    Warning(&'a str),
+}
+
+/// Makes the run's folder and locks it.
+pub(crate) fn lock(folder: &Path) -> Result<File, TrainError> {
+    let path = folder.join("lock");
+    let write = |error: std::io::Error| TrainError::Write { path: path.clone(), reason: error.to_string() };
+    fs::create_dir_all(folder).map_err(write)?;
+    let file = File::create(&path).map_err(write)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(TrainError::InUse { path: folder.into() }),
+        Err(TryLockError::Error(error)) => Err(write(error)),
+    }
+}
+
+pub(crate) fn refuse_other(config: &RunConfig, begun: &RunConfig) -> Result<(), TrainError> {
+    match begun.difference(config)? {
+        Some((field, found, expected)) => Err(other_run(config, &field, found, expected)),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn other_run(
+    config: &RunConfig,
+    field: &str,
+    found: impl ToString,
+    expected: impl ToString,
+) -> TrainError {
+    TrainError::OtherRun {
+        path: config.out.clone(),
+        field: field.into(),
+        found: found.to_string(),
+        expected: expected.to_string(),
+    }
+}
+
+/// The teacher's model: the one that the settings name, or the source as it was before conversion.
+pub(crate) fn teacher(
+    config: &DistillConfig,
+    source: CausalLm,
+    was_dense: bool,
+    device: &Device,
+) -> Result<CausalLm, TrainError> {
+    match &config.teacher {
+        Some(folder) => Ok(load(folder, device, &LoadOptions::default())?.model),
+        None if was_dense => Ok(source),
+        None => Err(TrainError::Config {
+            field: "distill.teacher",
+            found: "nothing".into(),
+            expected: "a folder, because the source is BitNet already".into(),
+        }),
+    }
+}
+
+/// A packed model has no weights that could change.
+pub(crate) fn refuse_packed(model: &CausalLm) -> Result<(), TrainError> {
+    let mut packed = false;
+    for_each_slot(model, |_, slot| packed |= matches!(slot.form, Form::Packed(_)));
+    if !packed {
+        return Ok(());
+    }
+    Err(TrainError::Config {
+        field: "model.source",
+        found: "a packed model".into(),
+        expected: "one with latent weights, which alone can be trained".into(),
+    })
+}
+
+/// The tokens of a run's data, each of which the model knows.
+pub(crate) fn tokens(
+    config: &RunConfig,
+    source: &Path,
+    model: &CausalLm,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<TokenFile, TrainError> {
+    let data = &config.data;
+    if let TokenSource::Tokens { path, tensor } = &data.source {
+        let tokens = TokenFile::open(path, tensor)?;
+        tokens.check_vocab(model.config().vocab_size)?;
+        return Ok(tokens);
+    }
+    let path = data.tokenizer.clone().unwrap_or_else(|| source.join("tokenizer.json"));
+    let tokenizer = Tokenizer::from_file(path)?;
+    check_tokenizer(&tokenizer, model)?;
+    Ok(data.source.open(&tokenizer, data.separator.as_deref(), &data.cache, progress)?)
+}

@@ -1,0 +1,407 @@
+//! A whole run: from a file of settings to a trained checkpoint, interrupted as often as need be.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bitnet_convert::{Checkpoint, LoadOptions, Tensors, WeightType, auto_convert, save};
+use bitnet_layers::{Form, for_each_slot, set_lambda};
+use bitnet_model::CausalLm;
+use bitnet_quant::device;
+use bitnet_text::FileWindows;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::distill::{Term, TermMeans, total};
+use crate::files::{read_json, write_json, write_text};
+use crate::opening::{Opening, lock, other_run, refuse_other, refuse_packed, teacher, tokens};
+use crate::{
+    Distillation, Evaluation, MetricsLog, RunConfig, Snapshots, StepReport, TrainError, Trainer, evaluate,
+    next_token_loss,
+};
+
+/// How strongly a step's loss moves the mean that an explosion is measured against.
+const MEAN_SHARE: f64 = 0.05;
+
+/// Steps before an explosion is looked for.
+const SETTLING_STEPS: u64 = 20;
+
+const STATE: &str = "run.json";
+
+/// Sequences of one length, a micro-batch.
+type Sequences = Vec<Vec<u32>>;
+
+/// Numbers by their names.
+type Numbers = BTreeMap<&'static str, f64>;
+
+/// A line of the metrics: a step.
+#[derive(Serialize)]
+struct StepLine {
+    #[serde(flatten)]
+    report: StepReport,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    terms: Numbers,
+}
+
+/// A line of the metrics: an evaluation after a step.
+#[derive(Serialize)]
+struct EvaluationLine {
+    step: u64,
+    perplexity: f64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    grad_norms: Numbers,
+    /// Shares of −1, 0 and 1 in each slot.
+    codes: BTreeMap<String, [f64; 3]>,
+}
+
+/// The best evaluation of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Steps that had been taken.
+    pub steps: u64,
+    /// Perplexity at λ = 1 on held-out data.
+    pub perplexity: f64,
+}
+
+/// What a run saves beside its trainer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunState {
+    best: Option<Best>,
+    /// The moving mean of the loss, as its bits: decimal digits need not come back as the same number.
+    mean_loss: Option<u64>,
+    /// The file of tokens, which is named after its content where it was made from text, and the number of sequences:
+    /// other data are another run.
+    data: String,
+}
+
+/// A run in its folder.
+///
+/// | in the folder | what |
+/// |---|---|
+/// | `config.toml` | every setting with its value |
+/// | `conversion.json` | what conversion did to every tensor |
+/// | `metrics.jsonl` | a line per step, and one per evaluation |
+/// | `snapshots/` | the last snapshots and the best |
+/// | `model/` | the trained checkpoint, once the run is done |
+/// | `best/` | the checkpoint of the best evaluation, if that was not the last |
+///
+/// ```no_run
+/// use bitnet_train::{Run, RunConfig};
+///
+/// let config = RunConfig::read("run.toml")?;
+/// let mut run = Run::open(&config, &config.model.source, |_| ())?;
+/// while !run.is_done() {
+///     let report = run.step()?;
+///     println!("step {}: loss {:.3}", report.step, report.loss);
+/// }
+/// run.finish()?;
+/// # Ok::<(), bitnet_train::TrainError>(())
+/// ```
+pub struct Run {
+    config: RunConfig,
+    device: Device,
+    /// The model's files, with an empty model.
+    checkpoint: Checkpoint,
+    trainer: Trainer<CausalLm>,
+    distillation: Option<Arc<Distillation>>,
+    train: FileWindows,
+    held_out: FileWindows,
+    snapshots: Snapshots,
+    state: RunState,
+    log: MetricsLog,
+    /// Steps of the snapshot that was written or read last.
+    saved: Option<u64>,
+    /// Locked as long as the run is open; the system unlocks it if the process is killed.
+    _lock: File,
+}
+
+impl Run {
+    /// Begins a run, or goes on with the one in its folder from the newest snapshot that is whole. `source` is the
+    /// folder of the model that the settings name. `opening` hears how far it is.
+    ///
+    /// # Errors
+    /// - those of [`RunConfig::validate`], [`TrainError::NoDevice`], [`TrainError::Convert`], [`TrainError::Text`]
+    /// - [`TrainError::Config`] for a packed model, which cannot be trained
+    /// - [`TrainError::InUse`], and [`TrainError::OtherRun`] where the folder's run has other settings or data
+    /// - [`TrainError::NoGoodSnapshot`], [`TrainError::Snapshot`], [`TrainError::Write`]
+    pub fn open(
+        config: &RunConfig,
+        source: impl AsRef<Path>,
+        mut opening: impl FnMut(Opening),
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let device = device(config.device.as_deref().unwrap_or("flex"))?;
+        let lock = lock(&config.out)?;
+        let begun = config.out.join("config.toml");
+        if begun.exists() {
+            refuse_other(config, &RunConfig::read(&begun)?)?;
+        }
+        let source = source.as_ref();
+        let loading = |done, total| opening(Opening::Loading(done, total));
+        let checkpoint = Tensors::open(source, &LoadOptions::default())?.load_watched(&device, loading)?;
+        let dense = config.distill.as_ref().map(|_| checkpoint.model.clone());
+        let (mut checkpoint, report) = auto_convert(checkpoint, &config.model.policy)?;
+        refuse_packed(&checkpoint.model)?;
+        let distillation = match (&config.distill, dense) {
+            (Some(distill), Some(dense)) => {
+                let teacher = teacher(distill, dense, report.is_some(), &device)?;
+                Some(Arc::new(Distillation::new(teacher, &checkpoint.model, distill.clone())?))
+            }
+            _ => None,
+        };
+        let tokens = tokens(config, source, &checkpoint.model, &mut |done, total| {
+            opening(Opening::Tokenizing(done, total));
+        })?;
+        let name = tokens.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (train, held_out) = FileWindows::new(tokens, config.data.window)?.split(config.data.held_out)?;
+        checkpoint.model.batch(&[train.get(0)?])?; // suits the model's positions
+        write_text(&begun, &config.to_toml()?)?;
+        if let Some(report) = report {
+            write_json(&config.out.join("conversion.json"), &report.tensors)?;
+        }
+
+        let snapshots = Snapshots::open(config.out.join("snapshots"), config.snapshots.keep)?;
+        let skeleton = checkpoint.config.model().init(&device)?; // drawn when it is used, which is never
+        let model = std::mem::replace(&mut checkpoint.model, skeleton);
+        let data = format!("{name}, {} sequences", train.len());
+        let found = snapshots.newest(
+            |warning| opening(Opening::Warning(warning)),
+            |folder| {
+                let state: RunState = read_json(&folder.join(STATE))?;
+                Ok((Trainer::load(model.clone(), &config.train, folder)?, state))
+            },
+        )?;
+        let (trainer, state) = match found {
+            Some((trainer, state)) => (trainer, state),
+            None => {
+                let state = RunState { best: None, mean_loss: None, data: data.clone() };
+                (Trainer::new(model, &config.train)?, state)
+            }
+        };
+        if state.data != data {
+            return Err(other_run(config, "data", state.data, data));
+        }
+        let steps = trainer.steps_taken();
+        let log = MetricsLog::resume(config.out.join("metrics.jsonl"), steps)?;
+        Ok(Self {
+            config: config.clone(),
+            device,
+            checkpoint,
+            trainer,
+            distillation,
+            train,
+            held_out,
+            snapshots,
+            state,
+            log,
+            saved: (steps > 0).then_some(steps),
+            _lock: lock,
+        })
+    }
+
+    /// Whether every step has been taken.
+    pub fn is_done(&self) -> bool {
+        self.steps_taken() >= self.config.train.steps
+    }
+
+    /// Steps taken so far, those before an interruption included.
+    pub fn steps_taken(&self) -> u64 {
+        self.trainer.steps_taken()
+    }
+
+    /// The best evaluation so far.
+    pub fn best(&self) -> Option<Best> {
+        self.state.best
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &CausalLm {
+        self.trainer.model()
+    }
+
+    /// The next step, logged, evaluated and saved as the settings say: on [`next_token_loss`], or on the terms of the
+    /// distillation that the settings ask for.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] with the last good snapshot and the reason: a loss that is not finite or explodes, data
+    /// that cannot be read, a file that cannot be written.
+    pub fn step(&mut self) -> Result<StepReport, TrainError> {
+        let Some(distillation) = self.distillation.clone() else {
+            return self.step_with(next_token_loss);
+        };
+        let means = RefCell::new(TermMeans::default());
+        let loss = |model: &CausalLm, batch: &Sequences| {
+            let terms = distillation.terms(model, batch)?;
+            means.borrow_mut().add(&terms)?;
+            Ok(total(&terms))
+        };
+        self.stopped(|run| {
+            run.try_step(loss, || means.borrow().means(), |run, batch| run.term_norms(&distillation, batch))
+        })
+    }
+
+    /// [`step`](Self::step) with a loss of the caller's own.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step), and of `loss`.
+    pub fn step_with(
+        &mut self,
+        loss: impl Fn(&CausalLm, &Sequences) -> Result<Tensor<1>, TrainError>,
+    ) -> Result<StepReport, TrainError> {
+        self.stopped(|run| run.try_step(loss, BTreeMap::new, |_, _| Ok(BTreeMap::new())))
+    }
+
+    /// Adds to an error where the run can go on from.
+    fn stopped<T>(
+        &mut self,
+        action: impl FnOnce(&mut Self) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        action(self).map_err(|source| TrainError::Stopped { snapshot: self.saved, source: Box::new(source) })
+    }
+
+    /// A step whose log has the values of `terms`, and their gradients' norms where it is evaluated.
+    fn try_step(
+        &mut self,
+        loss: impl Fn(&CausalLm, &Sequences) -> Result<Tensor<1>, TrainError>,
+        terms: impl FnOnce() -> Numbers,
+        norms: impl FnOnce(&Self, &Sequences) -> Result<Numbers, TrainError>,
+    ) -> Result<StepReport, TrainError> {
+        let step = self.steps_taken();
+        // Whatever is random in a step depends on nothing before it, so that a resumed run repeats it.
+        self.device.seed(self.config.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let micro_batch = self.config.batch.micro_batch;
+        let first = step * self.config.windows_per_step();
+        let batches = (0..self.config.batch.accumulation as u64)
+            .map(|i| self.train.batch(self.config.seed, first + i * micro_batch as u64, micro_batch))
+            .collect::<Result<Vec<_>, _>>()?;
+        let report = self.trainer.step(&batches, loss)?;
+        self.watch(&report)?;
+        self.log.write(&StepLine { report, terms: terms() })?;
+
+        let steps = self.steps_taken();
+        let due = |every: u64| steps.is_multiple_of(every) || steps >= self.config.train.steps;
+        let (evaluation_due, mut snapshot_due) =
+            (due(self.config.eval.every), due(self.config.snapshots.every));
+        if evaluation_due {
+            let perplexity = self.evaluate()?.perplexity;
+            let grad_norms = norms(self, &batches[0])?;
+            let codes = self.code_shares()?;
+            self.log.write(&EvaluationLine { step, perplexity, grad_norms, codes })?;
+            if self.state.best.is_none_or(|best| perplexity < best.perplexity) {
+                self.state.best = Some(Best { steps, perplexity });
+                snapshot_due = true;
+            }
+        }
+        if snapshot_due {
+            self.try_save()?;
+        }
+        Ok(report)
+    }
+
+    /// The norm of the gradient of each weighted term.
+    fn term_norms(&self, distillation: &Distillation, batch: &Sequences) -> Result<Numbers, TrainError> {
+        let n_terms = distillation.terms(self.model(), batch)?.len();
+        let norms = (0..n_terms).map(|i| {
+            let mut name = "";
+            let norm = self.trainer.gradient_norm(|model| {
+                let Term { name: found, weight, value } = distillation.terms(model, batch)?.swap_remove(i);
+                name = found;
+                Ok(value * weight)
+            })?;
+            Ok((name, norm))
+        });
+        norms.collect()
+    }
+
+    /// The shares of the codes −1, 0 and 1 in each slot.
+    fn code_shares(&self) -> Result<BTreeMap<String, [f64; 3]>, TrainError> {
+        let mut shares = BTreeMap::new();
+        let mut failed = Ok(());
+        for_each_slot(&self.model().valid(), |path, slot| {
+            if let (Form::Bit(linear), true) = (&slot.form, failed.is_ok()) {
+                match linear.ternary() {
+                    Ok(ternary) => {
+                        let n = ternary.codes().len() as f64;
+                        let share = |code| ternary.codes().iter().filter(|c| **c == code).count() as f64 / n;
+                        shares.insert(path.to_owned(), [-1, 0, 1].map(share));
+                    }
+                    Err(error) => failed = Err(TrainError::Device(error.to_string())),
+                }
+            }
+        });
+        failed.map(|()| shares)
+    }
+
+    /// Perplexity of the ternary model, at λ = 1, on the held-out data.
+    ///
+    /// # Errors
+    /// Those of [`evaluate`].
+    pub fn evaluate(&self) -> Result<Evaluation, TrainError> {
+        let mut model = self.trainer.model().valid();
+        set_lambda(&mut model, Some(1.0));
+        evaluate(&model, &self.held_out, self.config.eval.windows, self.config.batch.micro_batch)
+    }
+
+    /// Writes a snapshot now, unless the newest has all steps.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] where it cannot be written.
+    pub fn save(&mut self) -> Result<(), TrainError> {
+        self.try_save()
+            .map_err(|source| TrainError::Stopped { snapshot: self.saved, source: Box::new(source) })
+    }
+
+    fn try_save(&mut self) -> Result<(), TrainError> {
+        let steps = self.steps_taken();
+        if self.saved == Some(steps) {
+            return Ok(());
+        }
+        let (trainer, state) = (&self.trainer, &self.state);
+        self.snapshots.save(steps, state.best.map(|best| best.steps), |folder| {
+            trainer.save(folder)?;
+            write_json(&folder.join(STATE), state)
+        })?;
+        self.saved = Some(steps);
+        Ok(())
+    }
+
+    /// Compares a loss with the moving mean of those before, and moves the mean.
+    fn watch(&mut self, report: &StepReport) -> Result<(), TrainError> {
+        let StepReport { step, loss, .. } = *report;
+        let mean = self.state.mean_loss.map_or(loss, f64::from_bits);
+        let limit = self.config.explosion;
+        if step >= SETTLING_STEPS && loss > limit * mean {
+            return Err(TrainError::Explosion { step, found: loss, mean, limit });
+        }
+        self.state.mean_loss = Some((mean + MEAN_SHARE * (loss - mean)).to_bits());
+        Ok(())
+    }
+
+    /// Ends the run: writes the trained checkpoint as `model`, and that of the best evaluation as `best` if it is
+    /// another one, in f32 as they were trained: a coarser type would change codes. What is there already stays.
+    /// Returns the path of `model`.
+    ///
+    /// # Errors
+    /// Those of [`save`](bitnet_convert::save), and [`TrainError::Snapshot`] where the best snapshot is gone.
+    pub fn finish(self) -> Result<PathBuf, TrainError> {
+        let Self { config, checkpoint, trainer, snapshots, state, .. } = self;
+        let checkpoint = checkpoint.with_type(WeightType::F32);
+        let last = trainer.steps_taken();
+        let model = trainer.into_model();
+        let best = state.best.filter(|best| best.steps != last);
+        if let Some(best) = best.filter(|_| !config.out.join("best").exists()) {
+            let best = Trainer::load(model.clone(), &config.train, &snapshots.path(best.steps))?;
+            save(&checkpoint.clone().with_model(best.into_model()), config.out.join("best"))?;
+        }
+        let folder = config.out.join("model");
+        if !folder.exists() {
+            save(&checkpoint.with_model(model), &folder)?;
+        }
+        Ok(folder)
+    }
+}

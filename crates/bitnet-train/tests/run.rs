@@ -1,0 +1,90 @@
+//! Runs driven step by step, on the repository's small model.
+
+#![expect(clippy::unwrap_used, reason = "the functions beside the tests are tests too")]
+
+use std::path::Path;
+
+use bitnet_train::{Opening, Run, RunConfig, TrainError, next_token_loss};
+use burn::module::Module;
+
+/// A run on this repository's text: 64 tokens of it in a sequence, a snapshot every two steps.
+fn config(folder: &Path, batch: &str) -> RunConfig {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let settings = format!(
+        "out = '{0}/run'\nmodel = {{ source = '{1}/assets/small-model' }}\nbatch = {{ {batch} }}\n\
+         eval = {{ every = 4, windows = 2 }}\nsnapshots = {{ every = 2, keep = 2 }}\n\
+         [data]\nsource = {{ text = ['{1}/docs/numerics.md'] }}\nwindow = 64\ncache = '{0}/cache'\n\
+         [train]\nsteps = 6\n",
+        folder.display(),
+        root.display(),
+    );
+    toml::from_str(&settings).unwrap()
+}
+
+fn open(config: &RunConfig) -> Run {
+    Run::open(config, &config.model.source, |opening| {
+        assert!(!matches!(opening, Opening::Warning(_)), "{opening:?}");
+    })
+    .unwrap()
+}
+
+#[test]
+fn micro_batches_are_one_batch() {
+    let report = |batch: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        open(&config(folder.path(), batch)).step().unwrap()
+    };
+    let whole = report("micro_batch = 4");
+    for batch in ["micro_batch = 2, accumulation = 2", "micro_batch = 1, accumulation = 4"] {
+        let parts = report(batch);
+        let off = |found: f64, expected: f64| (found - expected).abs() / expected;
+        assert!(off(parts.loss, whole.loss) < 1e-5, "{batch}: loss {} {}", parts.loss, whole.loss);
+        assert!(
+            off(parts.grad_norm, whole.grad_norm) < 1e-5,
+            "{batch}: {} {}",
+            parts.grad_norm,
+            whole.grad_norm
+        );
+    }
+}
+
+#[test]
+fn a_run_can_be_driven_with_another_loss_and_goes_on_after_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "micro_batch = 2");
+    let mut run = open(&config);
+    for step in 0..3 {
+        let report = run.step_with(|model, batch| Ok(next_token_loss(model, batch)? * 2.0)).unwrap();
+        assert_eq!(report.step, step);
+    }
+    let error = run.step_with(|model, batch| Ok(next_token_loss(model, batch)? * f32::NAN)).unwrap_err();
+    let TrainError::Stopped { snapshot: Some(2), source } = error else { panic!("{error}") };
+    assert!(matches!(*source, TrainError::NotFinite { what: "loss", step: 3, .. }), "{source}");
+    assert!(matches!(Run::open(&config, &config.model.source, |_| ()), Err(TrainError::InUse { .. })));
+    drop(run);
+
+    let mut run = open(&config);
+    assert_eq!((run.steps_taken(), run.best()), (2, None));
+    while !run.is_done() {
+        run.step().unwrap();
+    }
+    let best = run.best().unwrap();
+    assert!(best.steps == 4 || best.steps == 6, "{best:?}");
+    let found = run.evaluate().unwrap();
+    assert_eq!(found.tokens, 128);
+    if best.steps == 6 {
+        assert_eq!(found.perplexity, best.perplexity);
+    }
+    let model = run.finish().unwrap();
+    let again = open(&config);
+    assert!(again.is_done());
+    let trained = bitnet_convert::load(&model, &burn::tensor::Device::flex(), &Default::default()).unwrap();
+    let tokens = trained.model.batch(&[[1_u32, 2, 3]]).unwrap();
+    let [mut found, mut expected] = [again.model().valid(), trained.model];
+    for model in [&mut found, &mut expected] {
+        bitnet_layers::set_lambda(model, Some(1.0));
+    }
+    let bits =
+        |model: &bitnet_model::CausalLm| model.forward(tokens.clone()).try_into_vec_as::<f32>().unwrap();
+    assert_eq!(bits(&found), bits(&expected), "saved as it was trained");
+}
