@@ -9,6 +9,7 @@ use bitnet_convert::ConvertError;
 use bitnet_model::ModelError;
 use bitnet_quant::DeviceError;
 use bitnet_text::TextError;
+use bitnet_train::TrainError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,8 @@ pub(crate) enum CliError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Text(#[from] TextError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// Neither a path nor a hub id.
     #[error("`{found}` is no file or folder, and no hub id either: expected org/name or org/name@revision")]
     Source { found: String },

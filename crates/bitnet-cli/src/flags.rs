@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{bench, completions, convert, export, generate, inspect, logits, lrc};
+use crate::commands::{
+    bench, completions, convert, eval, export, generate, inspect, logits, lrc, report, train,
+};
 
 /// The first backend that is compiled in.
 const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
@@ -35,6 +37,7 @@ const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
 ///   convert   turns a dense model's linear maps into BitNet layers, with latent float weights
 ///             that are ternarized as they are used: this is what is trained
 ///   lrc       puts low-rank corrections beside the ternary weights, if that is wanted
+///   train     converts and trains, as a file of settings says
 ///   export    packs the ternary codes of a trained model into files for other engines
 ///   generate  runs a model, at any stage
 #[derive(Debug, Parser)]
@@ -50,6 +53,7 @@ const EXAMPLES: &str = "\
 Examples:
   bitnet inspect HuggingFaceTB/SmolLM2-135M
   bitnet convert HuggingFaceTB/SmolLM2-135M smollm2-bitnet
+  bitnet train run.toml
   bitnet export smollm2-trained smollm2.gguf --format gguf
   bitnet generate smollm2-trained --prompt 'Once upon a time'
 
@@ -80,6 +84,9 @@ pub(crate) enum Command {
     Inspect(inspect::Flags),
     Convert(convert::Flags),
     Lrc(lrc::Flags),
+    Train(train::Flags),
+    Report(report::Flags),
+    Eval(eval::Flags),
     Export(export::Flags),
     Logits(logits::Flags),
     Generate(generate::Flags),

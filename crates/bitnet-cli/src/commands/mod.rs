@@ -4,11 +4,14 @@ pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod convert;
 mod devices;
+pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod lrc;
+pub(crate) mod report;
+pub(crate) mod train;
 
 use crate::error::CliError;
 use crate::flags::{Cli, Command, Global};
@@ -31,6 +34,9 @@ fn dispatch(command: &Command, global: &Global) -> Result<(), CliError> {
         Command::Inspect(flags) => inspect::run(flags, global),
         Command::Convert(flags) => convert::run(flags, global),
         Command::Lrc(flags) => lrc::run(flags, global),
+        Command::Train(flags) => train::run(flags, global),
+        Command::Report(flags) => report::run(flags, global),
+        Command::Eval(flags) => eval::run(flags, global),
         Command::Export(flags) => export::run(flags, global),
         Command::Logits(flags) => logits::run(flags, global),
         Command::Generate(flags) => generate::run(flags, global),

@@ -10,3 +10,4 @@ mod generation;
 mod hub;
 mod lrc;
 mod models;
+mod train;
