@@ -79,6 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         cross_entropy: 1.0,
         logit_kl: Some(LogitKl { weight: 1.0, temperature: 2.0 }),
         relation_kl: None,
+        hidden_mse: None,
     };
     let distillation = Distillation::new(dense.model, &student.model, distill)?;
 

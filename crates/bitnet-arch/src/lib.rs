@@ -12,7 +12,7 @@
 //! | [`model`] | the decoder-only family, KV cache, generation |
 //! | [`quant`] | the maths, and [`quant::device`]: devices by name |
 //! | [`text`] | tokenizers, token windows |
-//! | [`train`] | the trainer, perplexity, metrics |
+//! | [`train`] | the trainer, whole runs that resume, distillation, perplexity, metrics |
 //! | [`warmup`] | λ schedules and the process-wide default |
 //!
 //! Backends are cargo features: `flex` (default), `ndarray`, `wgpu`, `vulkan`, `cuda`, and for the last three

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::attention::{Context, causal_mask};
 use crate::rope::Rotation;
-use crate::{Block, CausalLmConfig, KvCache, ModelError, SlidingLayers};
+use crate::{Attention, Block, CausalLmConfig, KvCache, ModelError, SlidingLayers};
 
 /// A decoder-only language model: embedding, blocks, norm, head.
 #[derive(Module, Debug)]
@@ -131,35 +131,17 @@ impl CausalLm {
         states
     }
 
-    /// The logits, and query, key and value of one layer as its projections give them: what distillation compares.
+    /// Query, key and value of one layer as its projections give them, from the residual stream before it, which
+    /// [`hidden_states`](Self::hidden_states) holds; `None` where there is no such layer.
     ///
     /// # Shapes
-    /// - `tokens`: `[B, T]`
-    /// - returns logits `[B, T, vocab_size]`, query `[B, T, n_heads · D]`, key and value `[B, T, n_kv_heads · D]`
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] where there is no such layer.
-    pub fn forward_with_attention(
-        &self,
-        tokens: Tensor<2, Int>,
-        layer: usize,
-    ) -> Result<(Tensor<3>, [Tensor<3>; 3]), ModelError> {
-        let (mut index, mut state) = (0, None);
-        let x = self.run(tokens, None, |x| {
-            if index == layer {
-                state = Some(x.clone());
-            }
-            index += 1;
-        });
-        let (Some(block), Some(state)) = (self.layers.get(layer), state) else {
-            let expected = format!("below n_layers = {}", self.layers.len());
-            return Err(ModelError::Config { field: "layer", found: layer.to_string(), expected });
-        };
+    /// - `state`: `[B, T, d_model]`
+    /// - returns query `[B, T, n_heads · D]`, key and value `[B, T, n_kv_heads · D]`
+    pub fn attention_states(&self, layer: usize, state: Tensor<3>) -> Option<[Tensor<3>; 3]> {
+        let block = self.layers.get(layer)?;
         let state = block.attention_norm.forward(state);
-        let attention = &block.attention;
-        let projected =
-            [&attention.query, &attention.key, &attention.value].map(|slot| slot.forward(state.clone()));
-        Ok((self.logits(x), projected))
+        let Attention { query, key, value, .. } = &block.attention;
+        Some([query, key, value].map(|slot| slot.forward(state.clone())))
     }
 
     /// Checks sequences of equal length and puts them on the model's device.
@@ -233,7 +215,12 @@ impl CausalLm {
         }
     }
 
-    fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+    /// The logits from the last of the [`hidden_states`](Self::hidden_states).
+    ///
+    /// # Shapes
+    /// - `x`: `[B, T, d_model]`
+    /// - returns `[B, T, vocab_size]`
+    pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         let weight = match &self.head {
             Some(head) => head.weight.val().transpose(), // [vocab_size, d_model]
             None => self.embedding.weight.val(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitnet_model::CausalLm;
+use bitnet_model::{CausalLm, CausalLmConfig};
 use burn::module::Module;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
@@ -31,6 +31,9 @@ pub struct DistillConfig {
     /// Compares how tokens relate in one layer, by [`relation_kl`]; not if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relation_kl: Option<RelationKl>,
+    /// Compares the residual stream after every layer, by [`hidden_mse`]; not if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_mse: Option<HiddenMse>,
 }
 
 fn one() -> f64 {
@@ -73,12 +76,27 @@ impl Default for RelationKl {
     }
 }
 
+/// The settings of [`hidden_mse`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HiddenMse {
+    /// Its weight.
+    pub weight: f64,
+}
+
+impl Default for HiddenMse {
+    fn default() -> Self {
+        Self { weight: 1.0 }
+    }
+}
+
 impl DistillConfig {
     pub(crate) fn validate(&self) -> Result<(), TrainError> {
         let weight = |field, weight: f64| check(field, weight, weight >= 0.0 && weight.is_finite(), "from 0");
         weight("distill.cross_entropy", self.cross_entropy)?;
-        let n_terms = usize::from(self.logit_kl.is_some()) + usize::from(self.relation_kl.is_some());
-        check("distill", "no term", n_terms > 0, "logit_kl, relation_kl or both")?;
+        let any = self.logit_kl.is_some() || self.relation_kl.is_some() || self.hidden_mse.is_some();
+        check("distill", "no term", any, "logit_kl, relation_kl or hidden_mse")?;
+        weight("distill.hidden_mse.weight", self.hidden_mse.map_or(0.0, |settings| settings.weight))?;
         if let Some(LogitKl { weight: w, temperature }) = self.logit_kl {
             weight("distill.logit_kl.weight", w)?;
             let positive = temperature > 0.0 && temperature.is_finite();
@@ -100,7 +118,7 @@ pub struct Distillation {
 
 /// One term of a loss: its name, its weight, and its value before weighting, `[1]`.
 pub struct Term {
-    /// `cross_entropy`, `logit_kl` or `relation_kl`.
+    /// The setting's name: `cross_entropy`, `logit_kl`, `relation_kl` or `hidden_mse`.
     pub name: &'static str,
     /// The factor in the sum.
     pub weight: f64,
@@ -131,6 +149,12 @@ impl Distillation {
             let expected = format!("a divisor of the widths {widths:?} of query and key");
             check("distill.relation_kl.heads", relations.heads, divides, &expected)?;
         }
+        if config.hidden_mse.is_some() {
+            let shape = |model: &CausalLmConfig| [model.n_layers, model.d_model];
+            let expected = format!("{:?} layers and their width, for hidden_mse", shape(taught));
+            let found = shape(teaches);
+            check("distill.teacher", format!("{found:?}"), found == shape(taught), &expected)?;
+        }
         Ok(Self { teacher: teacher.valid(), config })
     }
 
@@ -148,36 +172,48 @@ impl Distillation {
     /// Those of [`next_token_loss`](crate::next_token_loss).
     pub fn terms(&self, student: &CausalLm, sequences: &[Vec<u32>]) -> Result<Vec<Term>, TrainError> {
         let tokens = student.batch(sequences)?;
-        let teacher_tokens = self.teacher.batch(sequences)?;
-        let (logits, teacher_logits, relations) = match self.config.relation_kl {
-            Some(settings) => {
-                let last = student.config().n_layers - 1;
-                let layer = settings.layer.unwrap_or(last);
-                let teacher_layer = self.teacher.config().n_layers - 1 - (last - layer);
-                let (logits, states) = student.forward_with_attention(tokens.clone(), layer)?;
-                let (teacher_logits, teacher_states) =
-                    self.teacher.forward_with_attention(teacher_tokens, teacher_layer)?;
-                let divergences = states
-                    .into_iter()
-                    .zip(teacher_states)
-                    .map(|(state, teacher)| relation_kl(state, lift(teacher), settings.heads));
-                let mean = divergences.reduce(|sum, next| sum + next).map(|sum| sum / 3.0);
-                (logits, teacher_logits, mean.map(|mean| (settings.weight, mean)))
-            }
-            None => (student.forward(tokens.clone()), self.teacher.forward(teacher_tokens), None),
-        };
+        let mut states = student.hidden_states(tokens.clone());
+        let mut teacher_states = self.teacher.hidden_states(self.teacher.batch(sequences)?);
+        let last = states.pop().zip(teacher_states.pop());
+        let Some((output, teacher_output)) = last else { return Ok(Vec::new()) }; // there is always an output
         let mut terms = Vec::new();
-        if let Some(LogitKl { weight, temperature }) = self.config.logit_kl {
-            let value = logit_kl(logits.clone(), lift(teacher_logits), temperature);
-            terms.push(Term { name: "logit_kl", weight, value });
+        if let Some(RelationKl { weight, layer, heads }) = self.config.relation_kl {
+            let layer = layer.unwrap_or(states.len() - 1);
+            let teacher_layer = teacher_states.len() + layer - states.len(); // checked to be one
+            let found = student.attention_states(layer, states[layer].clone()).into_iter().flatten();
+            let expected =
+                self.teacher.attention_states(teacher_layer, teacher_states[teacher_layer].clone());
+            let divergences = found
+                .zip(expected.into_iter().flatten())
+                .map(|(state, teacher)| relation_kl(state.clone(), lift(teacher, &state), heads));
+            let value = mean(divergences);
+            terms.extend(value.map(|value| Term { name: "relation_kl", weight, value }));
         }
-        if let Some((weight, value)) = relations {
-            terms.push(Term { name: "relation_kl", weight, value });
+        if let Some(HiddenMse { weight }) = self.config.hidden_mse {
+            // The first is the embedding's, before any layer.
+            let found = states.iter().skip(1).chain([&output]);
+            let expected = teacher_states.iter().skip(1).chain([&teacher_output]);
+            let errors = found
+                .zip(expected)
+                .map(|(state, teacher)| hidden_mse(state.clone(), lift(teacher.clone(), state)));
+            terms.extend(mean(errors).map(|value| Term { name: "hidden_mse", weight, value }));
+        }
+        let logits = student.logits(output);
+        if let Some(LogitKl { weight, temperature }) = self.config.logit_kl {
+            let teacher_logits = lift(self.teacher.logits(teacher_output), &logits);
+            let value = logit_kl(logits.clone(), teacher_logits, temperature);
+            terms.push(Term { name: "logit_kl", weight, value });
         }
         let value = cross_entropy(logits, tokens)?;
         terms.push(Term { name: "cross_entropy", weight: self.config.cross_entropy, value });
         Ok(terms)
     }
+}
+
+/// The mean of losses.
+fn mean(losses: impl Iterator<Item = Tensor<1>>) -> Option<Tensor<1>> {
+    let losses: Vec<Tensor<1>> = losses.collect();
+    (!losses.is_empty()).then(|| Tensor::cat(losses, 0).mean())
 }
 
 /// The weighted sum of terms.
@@ -207,9 +243,13 @@ impl TermMeans {
     }
 }
 
-/// A teacher's tensor, for use beside a student's.
-fn lift<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    Tensor::from_inner(tensor.inner())
+/// A teacher's tensor, for use beside a student's: with autodiff, of the same kind, where the student has it.
+fn lift<const D: usize>(teacher: Tensor<D>, student: &Tensor<D>) -> Tensor<D> {
+    let teacher = teacher.inner();
+    match student.gradient_checkpointing_strategy() {
+        Some(strategy) => Tensor::from_inner(teacher).with_gradient_checkpointing_strategy(strategy),
+        None => teacher,
+    }
 }
 
 /// Kullback–Leibler divergence of the student's distribution of the next token from the teacher's, mean over all
@@ -243,6 +283,17 @@ pub fn relation_kl(student: Tensor<3>, teacher: Tensor<3>, heads: usize) -> Tens
         log_softmax(scores, 3).reshape([batch, heads * tokens, tokens])
     };
     divergence(relations(student), relations(teacher))
+}
+
+/// Mean square of the difference of two residual streams, as a share of the teacher's mean square, so that layers count
+/// alike.
+///
+/// # Shapes
+/// - `student`, `teacher`: `[B, T, d_model]`; returns `[1]`
+pub fn hidden_mse(student: Tensor<3>, teacher: Tensor<3>) -> Tensor<1> {
+    let mean_square = |x: Tensor<3>| x.cast(DType::F32).square().mean_dim(2).mean();
+    let size = mean_square(teacher.clone());
+    mean_square(student - teacher) / size.clamp_min(f32::MIN_POSITIVE)
 }
 
 /// Mean over the first two axes of `Σ p·(ln p − ln q)`, from logarithms. The last axis is summed first: a sum over the
@@ -321,6 +372,13 @@ mod tests {
     }
 
     #[test]
+    fn streams_are_compared_by_their_size() {
+        let (student, teacher) = ([1.0_f32, 2.0, 3.0, 4.0], [2.0_f32, 2.0, 1.0, 4.0]);
+        let found = scalar(hidden_mse(tensor(&student, [1, 2, 2]), tensor(&teacher, [1, 2, 2])));
+        assert!((found - 5.0 / 25.0).abs() < TOLERANCE, "{found}");
+    }
+
+    #[test]
     fn settings_out_of_range_are_named() {
         let good = "logit_kl = {}\nrelation_kl = { heads = 2 }";
         let read = |text: &str| toml::from_str::<DistillConfig>(text).unwrap();
@@ -330,6 +388,7 @@ mod tests {
             ("", "distill"),
             ("cross_entropy = -1.0\nlogit_kl = {}", "distill.cross_entropy"),
             ("logit_kl = { temperature = 0.0 }", "distill.logit_kl.temperature"),
+            ("hidden_mse = { weight = -1.0 }", "distill.hidden_mse.weight"),
             ("logit_kl = { weight = inf }", "distill.logit_kl.weight"),
             ("relation_kl = { heads = 0 }", "distill.relation_kl.heads"),
         ] {

@@ -44,13 +44,17 @@ mod trainer;
 
 pub use config::{Decay, LrDecay, StageTwo, TrainConfig};
 pub use curves::{Curve, write_curves};
-pub use distill::{DistillConfig, Distillation, LogitKl, RelationKl, Term, logit_kl, relation_kl};
+pub use distill::{
+    DistillConfig, Distillation, HiddenMse, LogitKl, RelationKl, Term, hidden_mse, logit_kl, relation_kl,
+};
 pub use error::TrainError;
 pub use loss::{Evaluation, evaluate, next_token_loss, perplexity};
 pub use metrics::{MetricsLog, Progress};
 pub use opening::Opening;
 pub use report::report;
 pub use run::{Best, Run};
-pub use run_config::{BatchConfig, DataConfig, EvalConfig, ModelConfig, RunConfig, SnapshotConfig};
+pub use run_config::{
+    BatchConfig, DataConfig, EvalConfig, ModelConfig, RunConfig, SnapshotConfig, Trainable,
+};
 pub use snapshots::Snapshots;
 pub use trainer::{StepReport, Trainer};

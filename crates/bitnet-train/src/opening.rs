@@ -1,5 +1,6 @@
 //! What a run needs before its first step, checked.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
@@ -7,7 +8,8 @@ use bitnet_convert::{LoadOptions, check_tokenizer, load};
 use bitnet_layers::{Form, for_each_slot};
 use bitnet_model::CausalLm;
 use bitnet_text::{TokenFile, TokenSource, Tokenizer};
-use burn::tensor::Device;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor};
 
 use crate::{DistillConfig, RunConfig, TrainError};
 
@@ -72,6 +74,41 @@ pub(crate) fn teacher(
             expected: "a folder, because the source is BitNet already".into(),
         }),
     }
+}
+
+/// Freezes everything but the sub-norms.
+pub(crate) struct OnlySubNorms {
+    pub(crate) containers: Vec<bool>,
+}
+
+impl ModuleMapper for OnlySubNorms {
+    fn enter_module(&mut self, _name: &str, container: &str) {
+        self.containers.push(container == "Struct:SubLn");
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.containers.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let trains = self.containers.contains(&true);
+        if trains { param } else { param.no_grad() }
+    }
+}
+
+/// Codes of every slot that is ternary in training, by the slot's path.
+pub(crate) fn codes(model: &CausalLm) -> Result<BTreeMap<String, Vec<i8>>, TrainError> {
+    let mut codes = BTreeMap::new();
+    let mut failed = Ok(());
+    for_each_slot(&model.valid(), |path, slot| {
+        if let (Form::Bit(linear), true) = (&slot.form, failed.is_ok()) {
+            match linear.ternary() {
+                Ok(ternary) => drop(codes.insert(path.to_owned(), ternary.codes().to_vec())),
+                Err(error) => failed = Err(TrainError::Device(error.to_string())),
+            }
+        }
+    });
+    failed.map(|()| codes)
 }
 
 /// A packed model has no weights that could change.

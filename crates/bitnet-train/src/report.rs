@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::curves::curves_svg;
@@ -15,7 +16,7 @@ const POINTS: usize = 1000;
 
 /// Plots: the metric, the title and the unit.
 const PLOTS: [(&str, &str, &str); 5] = [
-    ("loss", "Training loss", "loss"),
+    ("loss", "Loss that is trained on", "loss"),
     ("perplexity", "Perplexity on held-out data, ternary", "perplexity"),
     ("lambda", "Quantization strength", "λ"),
     ("learning_rate", "Learning rate", "learning rate"),
@@ -31,6 +32,13 @@ const NAMED_PLOTS: [(&str, &str, &str); 2] = [
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#222}\
     svg{max-width:100%;height:auto}table{border-collapse:collapse}td,th{padding:.1em .8em;text-align:right}\
     td:first-child,th:first-child{text-align:left}pre{background:#f5f5f5;padding:1em;overflow:auto}";
+
+/// A slot's codes, as a line has them.
+#[derive(Deserialize)]
+struct Codes {
+    shares: [f64; 3],
+    moved: f64,
+}
 
 /// The metrics of a run.
 struct Metrics {
@@ -65,8 +73,14 @@ pub fn report(runs: &[PathBuf]) -> Result<String, TrainError> {
         });
         plot(&mut page, title, unit, curves.collect())?;
     }
-    let zeros = runs.iter().map(|run| Curve { name: run.name.clone(), points: run.zero_shares() });
-    plot(&mut page, "Share of zeros among the codes of all slots", "share", zeros.collect())?;
+    let of_codes: [(&str, fn(&Codes) -> f64); 2] = [
+        ("Share of zeros among the codes of all slots", |codes| codes.shares[1]),
+        ("Share of codes that are not what they were before training", |codes| codes.moved),
+    ];
+    for (title, of) in of_codes {
+        let curves = runs.iter().map(|run| Curve { name: run.name.clone(), points: run.code_means(of) });
+        plot(&mut page, title, "share", curves.collect())?;
+    }
     for run in &runs {
         let _ = write!(page, "<h2>{}</h2>\n{}", escape(&run.name), run.code_table());
         let _ = writeln!(page, "<h3>Settings</h3><pre>{}</pre>", escape(&run.settings));
@@ -117,17 +131,17 @@ impl Metrics {
         names
     }
 
-    /// The shares of −1, 0 and 1 in each slot, as a line has them.
-    fn codes(line: &Value) -> Option<BTreeMap<String, [f64; 3]>> {
-        serde_json::from_value(line.get("codes")?.clone())
-            .ok()
-            .filter(|codes: &BTreeMap<_, _>| !codes.is_empty())
+    /// Every slot's codes, where a line has them.
+    fn codes(line: &Value) -> Option<BTreeMap<String, Codes>> {
+        let codes: BTreeMap<_, _> = serde_json::from_value(line.get("codes")?.clone()).ok()?;
+        (!codes.is_empty()).then_some(codes)
     }
 
-    fn zero_shares(&self) -> Vec<(f64, f64)> {
+    /// The mean over all slots at each evaluation.
+    fn code_means(&self, of: fn(&Codes) -> f64) -> Vec<(f64, f64)> {
         let points = self.lines.iter().filter_map(|line| {
             let codes = Self::codes(line)?;
-            let mean = codes.values().map(|[_, zeros, _]| zeros).sum::<f64>() / codes.len() as f64;
+            let mean = codes.values().map(of).sum::<f64>() / codes.len() as f64;
             Some((line.get("step")?.as_f64()?, mean))
         });
         thin(points.collect())
@@ -139,9 +153,10 @@ impl Metrics {
             return String::new();
         };
         let mut table =
-            "<h3>Codes at the last evaluation</h3><table><tr><th>slot<th>−1<th>0<th>1\n".to_owned();
-        for (slot, [minus, zero, plus]) in codes {
-            let _ = writeln!(table, "<tr><td>{}<td>{minus:.3}<td>{zero:.3}<td>{plus:.3}", escape(&slot));
+            "<h3>Codes at the last evaluation</h3><table><tr><th>slot<th>−1<th>0<th>1<th>moved\n".to_owned();
+        for (slot, Codes { shares: [minus, zero, plus], moved }) in codes {
+            let slot = escape(&slot);
+            let _ = writeln!(table, "<tr><td>{slot}<td>{minus:.3}<td>{zero:.3}<td>{plus:.3}<td>{moved:.3}");
         }
         table + "</table>\n"
     }
@@ -181,14 +196,20 @@ mod tests {
             folder.path(),
             "a&b",
             "{\"step\": 0, \"loss\": 3.0, \"lambda\": 0.0, \"terms\": {\"logit_kl\": 0.5}}\n\
-             {\"step\": 0, \"perplexity\": 9.0, \"codes\": {\"layers.0.x\": [0.25, 0.5, 0.25]}}\n\
+             {\"step\": 0, \"perplexity\": 9.0, \"codes\": {\"layers.0.x\": {\"shares\": [0.25, 0.5, 0.25], \"moved\": 0.125}}}\n\
              {\"step\": 1, \"loss\": 2.0, \"lambda\": 1.0, \"terms\": {\"logit_kl\": 0.25}}\n{\"st",
         );
         let second = run(folder.path(), "second", "{\"step\": 0, \"loss\": 4.0}\n");
         let page = report(&[first.clone(), second]).unwrap();
-        // loss, perplexity, λ, terms, zeros; no learning rate, no norms
-        assert_eq!(page.matches("<svg").count(), 5);
-        for word in ["a&amp;b", "second", "layers.0.x<td>0.250<td>0.500", "logit_kl, a&amp;b", "&lt;b&gt;"] {
+        // loss, perplexity, λ, terms, zeros, moved; no learning rate, no norms
+        assert_eq!(page.matches("<svg").count(), 6);
+        for word in [
+            "a&amp;b",
+            "second",
+            "layers.0.x<td>0.250<td>0.500<td>0.250<td>0.125",
+            "logit_kl, a&amp;b",
+            "&lt;b&gt;",
+        ] {
             assert!(page.contains(word), "{word}");
         }
         assert!(!page.contains("<b>") && !page.contains("<script") && !page.contains("src="));

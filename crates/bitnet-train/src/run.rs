@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_convert::{Checkpoint, LoadOptions, Tensors, WeightType, auto_convert, save};
-use bitnet_layers::{Form, for_each_slot, set_lambda};
+use bitnet_layers::set_lambda;
 use bitnet_model::CausalLm;
 use bitnet_quant::device;
 use bitnet_text::FileWindows;
@@ -17,10 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::distill::{Term, TermMeans, total};
 use crate::files::{read_json, write_json, write_text};
-use crate::opening::{Opening, lock, other_run, refuse_other, refuse_packed, teacher, tokens};
+use crate::opening::{
+    OnlySubNorms, Opening, codes, lock, other_run, refuse_other, refuse_packed, teacher, tokens,
+};
 use crate::{
-    Distillation, Evaluation, MetricsLog, RunConfig, Snapshots, StepReport, TrainError, Trainer, evaluate,
-    next_token_loss,
+    Distillation, Evaluation, MetricsLog, RunConfig, Snapshots, StepReport, TrainError, Trainable, Trainer,
+    evaluate, next_token_loss,
 };
 
 /// How strongly a step's loss moves the mean that an explosion is measured against.
@@ -53,8 +55,17 @@ struct EvaluationLine {
     perplexity: f64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     grad_norms: Numbers,
-    /// Shares of −1, 0 and 1 in each slot.
-    codes: BTreeMap<String, [f64; 3]>,
+    /// Of each slot.
+    codes: BTreeMap<String, CodeShares>,
+}
+
+/// What a slot's codes are.
+#[derive(Serialize)]
+struct CodeShares {
+    /// Of −1, 0 and 1.
+    shares: [f64; 3],
+    /// Of those that are not what they were before training.
+    moved: f64,
 }
 
 /// The best evaluation of a run.
@@ -114,6 +125,8 @@ pub struct Run {
     snapshots: Snapshots,
     state: RunState,
     log: MetricsLog,
+    /// The source's codes.
+    first_codes: BTreeMap<String, Vec<i8>>,
     /// Steps of the snapshot that was written or read last.
     saved: Option<u64>,
     /// Locked as long as the run is open; the system unlocks it if the process is killed.
@@ -167,7 +180,11 @@ impl Run {
 
         let snapshots = Snapshots::open(config.out.join("snapshots"), config.snapshots.keep)?;
         let skeleton = checkpoint.config.model().init(&device)?; // drawn when it is used, which is never
-        let model = std::mem::replace(&mut checkpoint.model, skeleton);
+        let mut model = std::mem::replace(&mut checkpoint.model, skeleton);
+        if config.model.trainable == Trainable::SubNorms {
+            model = model.map(&mut OnlySubNorms { containers: Vec::new() });
+        }
+        let first_codes = codes(&model)?;
         let data = format!("{name}, {} sequences", train.len());
         let found = snapshots.newest(
             |warning| opening(Opening::Warning(warning)),
@@ -199,6 +216,7 @@ impl Run {
             snapshots,
             state,
             log,
+            first_codes,
             saved: (steps > 0).then_some(steps),
             _lock: lock,
         })
@@ -318,23 +336,17 @@ impl Run {
         norms.collect()
     }
 
-    /// The shares of the codes −1, 0 and 1 in each slot.
-    fn code_shares(&self) -> Result<BTreeMap<String, [f64; 3]>, TrainError> {
-        let mut shares = BTreeMap::new();
-        let mut failed = Ok(());
-        for_each_slot(&self.model().valid(), |path, slot| {
-            if let (Form::Bit(linear), true) = (&slot.form, failed.is_ok()) {
-                match linear.ternary() {
-                    Ok(ternary) => {
-                        let n = ternary.codes().len() as f64;
-                        let share = |code| ternary.codes().iter().filter(|c| **c == code).count() as f64 / n;
-                        shares.insert(path.to_owned(), [-1, 0, 1].map(share));
-                    }
-                    Err(error) => failed = Err(TrainError::Device(error.to_string())),
-                }
-            }
+    /// The codes of each slot, counted, and compared with those of the source.
+    fn code_shares(&self) -> Result<BTreeMap<String, CodeShares>, TrainError> {
+        let now = codes(self.model())?.into_iter();
+        let counted = now.map(|(path, now)| {
+            let share = |n: usize| n as f64 / now.len() as f64;
+            let of = |code| share(now.iter().filter(|found| **found == code).count());
+            let before = self.first_codes.get(&path).map_or(&now[..], Vec::as_slice);
+            let moved = share(now.iter().zip(before).filter(|(now, before)| now != before).count());
+            (path, CodeShares { shares: [-1, 0, 1].map(of), moved })
         });
-        failed.map(|()| shares)
+        Ok(counted.collect())
     }
 
     /// Perplexity of the ternary model, at λ = 1, on the held-out data.

@@ -77,6 +77,21 @@ pub struct ModelConfig {
     /// How a dense source is converted; one that is BitNet already is trained as it is.
     #[serde(default)]
     pub policy: Policy,
+    /// What of it changes. Everything if it is left out.
+    #[serde(default)]
+    pub trainable: Trainable,
+}
+
+/// What of a model is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trainable {
+    /// Everything.
+    #[default]
+    All,
+    /// The sub-norms before projections alone, as conversion inserts them: to realign a converted model with its
+    /// source, in a run of its own with `hidden_mse`.
+    SubNorms,
 }
 
 /// The data of a run.

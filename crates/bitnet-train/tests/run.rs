@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
-use bitnet_train::{Opening, Run, RunConfig, TrainError, next_token_loss};
-use burn::module::Module;
+use bitnet_train::{LrDecay, Opening, Run, RunConfig, TrainError, Trainable, next_token_loss};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
 
 /// A run on this repository's text: 64 tokens of it in a sequence, a snapshot every two steps.
 fn config(folder: &Path, batch: &str) -> RunConfig {
@@ -45,6 +46,57 @@ fn micro_batches_are_one_batch() {
             parts.grad_norm,
             whole.grad_norm
         );
+    }
+}
+
+/// Realignment: only the sub-norms move, and the hidden states come nearer to the source's.
+#[test]
+fn sub_norms_alone_are_realigned() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), "micro_batch = 4");
+    config.model.trainable = Trainable::SubNorms;
+    config.train.steps = 20;
+    config.train.learning_rate = 0.1;
+    config.train.lr_decay = LrDecay::Constant;
+    config.train.lambda.min = 1.0;
+    config.distill = Some(toml::from_str("cross_entropy = 0.0\nhidden_mse = {}").unwrap());
+    let mut run = open(&config);
+    let parameters = |run: &Run| {
+        let mut found = Parameters::default();
+        run.model().valid().visit(&mut found);
+        found
+    };
+    let before = parameters(&run);
+    let losses: Vec<f64> = (0..20).map(|_| run.step().unwrap().loss).collect();
+    let after = parameters(&run);
+    let last = losses[17..].iter().sum::<f64>() / 3.0;
+    assert!(last < 0.7 * losses[0], "{losses:?}");
+    assert_eq!(before.others, after.others);
+    assert_eq!(before.sub_norms.len(), 4, "two in each layer");
+    assert!(before.sub_norms.iter().zip(&after.sub_norms).all(|(before, after)| before != after));
+}
+
+/// The values of all parameters.
+#[derive(Default)]
+struct Parameters {
+    containers: Vec<String>,
+    sub_norms: Vec<Vec<f32>>,
+    others: Vec<Vec<f32>>,
+}
+
+impl ModuleVisitor for Parameters {
+    fn enter_module(&mut self, _name: &str, container: &str) {
+        self.containers.push(container.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let values = param.val().try_into_vec_as().unwrap();
+        let is_sub_norm = self.containers.iter().any(|container| container == "Struct:SubLn");
+        if is_sub_norm { &mut self.sub_norms } else { &mut self.others }.push(values);
     }
 }
 

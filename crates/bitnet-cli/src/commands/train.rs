@@ -22,6 +22,7 @@ Settings, those that may be left out with what they are then:
 
   [model]
   source = 'SmolLM2-135M'        # a folder or a hub id; dense ones are converted
+  trainable = 'all'              # all, sub_norms: the sub-norms alone, to realign them first
   [model.policy]
   sub_norm = 'output'            # where a norm is inserted: none, output (o_proj, down_proj), all
   exclude = []                   # globs of projections that stay dense, as '*.down_proj'
@@ -66,6 +67,7 @@ Settings, those that may be left out with what they are then:
   logit_kl = { weight = 10.0, temperature = 5.0 } # next tokens compared; else not
   relation_kl = { weight = 1e-5, layer = 29, heads = 8 } # relations of tokens in a layer, the last
                                  # if none is given; else not
+  hidden_mse = { weight = 1.0 }  # the stream after every layer compared; else not
 
   [eval]
   every = 100                    # steps between evaluations, which are at λ = 1
@@ -167,7 +169,7 @@ mod tests {
         let short = "out = 'runs/first'\ndevice = 'flex'\n[model]\nsource = 'SmolLM2-135M'\n[data]\nwindow = 256\n\
             source = { text = ['books'] }\ntokenizer = 'tokenizer.json'\nseparator = '<|endoftext|>'\n\
             [train]\nsteps = 2000\n[distill]\nteacher = 'SmolLM2-135M'\nlogit_kl = {}\n\
-            relation_kl = { layer = 29 }";
+            relation_kl = { layer = 29 }\nhidden_mse = {}";
         let mut short: RunConfig = toml::from_str(short).unwrap();
         short.train.lambda = full.train.lambda;
         assert_eq!(short, full);

@@ -299,7 +299,7 @@ fn settings_and_data_that_are_wrong_are_named() {
 #[test]
 fn a_distilled_run_logs_its_terms_and_reports() {
     let mut work = Work::new(false);
-    let distill = "[distill]\nlogit_kl = { weight = 2.0 }\nrelation_kl = { weight = 0.5, heads = 4 }\n";
+    let distill = "[distill]\nlogit_kl = { weight = 2.0 }\nrelation_kl = { weight = 0.5, heads = 4 }\nhidden_mse = { weight = 3.0 }\n";
     work.settings = format!("{}{distill}", work.settings.replace("steps = 24", "steps = 9"));
     work.train("whole").ok();
     let whole = work.result("whole");
@@ -308,19 +308,27 @@ fn a_distilled_run_logs_its_terms_and_reports() {
     assert_eq!(steps.len(), 9);
     for line in steps {
         let term = |name: &str| line["terms"][name].as_f64().unwrap();
-        let sum = term("cross_entropy") + 2.0 * term("logit_kl") + 0.5 * term("relation_kl");
+        let sum = term("cross_entropy")
+            + 2.0 * term("logit_kl")
+            + 0.5 * term("relation_kl")
+            + 3.0 * term("hidden_mse");
         let loss = line["loss"].as_f64().unwrap();
         assert!((sum - loss).abs() < 1e-5 * loss, "{line}"); // sums in f32
     }
     let first = &lines[0]["terms"];
-    assert!(first["logit_kl"].as_f64().unwrap().abs() < 1e-5, "at λ = 0 the student is the teacher: {first}");
+    for name in ["logit_kl", "relation_kl", "hidden_mse"] {
+        let value = first[name].as_f64().unwrap().abs();
+        assert!(value < 1e-5, "{name}: at λ = 0 the student is the teacher: {first}");
+    }
     let evaluation = lines.iter().find(|line| line["perplexity"].is_number()).unwrap();
-    for name in ["cross_entropy", "logit_kl", "relation_kl"] {
+    for name in ["cross_entropy", "logit_kl", "relation_kl", "hidden_mse"] {
         assert!(evaluation["grad_norms"][name].as_f64().unwrap() > 0.0, "{evaluation}");
     }
     let shares = evaluation["codes"].as_object().unwrap();
     assert_eq!(shares.len(), 7);
-    for share in shares.values() {
+    for codes in shares.values() {
+        let (share, moved) = (&codes["shares"], codes["moved"].as_f64().unwrap());
+        assert!(moved > 0.0 && moved < 0.5, "{codes}");
         let sum: f64 = share.as_array().unwrap().iter().map(|share| share.as_f64().unwrap()).sum();
         assert!((sum - 1.0).abs() < 1e-9, "{share}");
     }
@@ -338,7 +346,7 @@ fn a_distilled_run_logs_its_terms_and_reports() {
 
     bitnet!("report", &work.path("whole"), &work.path("again"), "--quiet").ok();
     let page = fs::read_to_string(work.path("whole/report.html")).unwrap();
-    assert_eq!(page.matches("<svg").count(), 8, "five plots, the terms, their norms, the codes");
+    assert_eq!(page.matches("<svg").count(), 9, "five plots, the terms, their norms, two of codes");
     let error = bitnet!("report", &work.path("nowhere")).failed();
     assert!(error.contains("metrics.jsonl"), "{error}");
 
