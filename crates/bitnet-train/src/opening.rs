@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{DistillConfig, RunConfig, TrainError};
 
-/// What someone who waits for [`Run::open`] may want to see.
+/// What someone who waits for [`Run::open`](crate::Run::open) may want to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening<'a> {
     /// So many weights of so many are loaded.
