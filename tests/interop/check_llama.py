@@ -70,6 +70,8 @@ def emulation(report: Report, models: Models) -> None:
         with report.part(f"{name}, {kind}"):
             file, rounding = models.exported(name, f"gguf-{kind}"), ACTIVATIONS[kind.upper()]
             types = {tensor: found for tensor, (found, *_) in models.tensors(file).items()}
+            if not any(tensor.endswith(".scale") for tensor in types):
+                continue  # no width that fills a block: floats alone, which the checks of F16 have seen
             found, runs = llama.logits(file, random_ids()), []
             for rounding_f16 in (exact, f16):
                 model = reference.emulated(models.get(name).folder, rounding, types, rounding_f16)

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from ternary import PROJECTIONS, Emulated, exact, f16, projections, tensors
 
 
-
 def load(folder: Path):
     """The folder in transformers, in f32, with every tensor of the file used and none missing."""
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
@@ -39,6 +38,14 @@ def dense_twin(folder: Path):
         return load(Path(work))
 
 
+class GeluTable(torch.nn.Module):
+    """llama.cpp's GELU: a table of f16 for f16, the identity from 10 on and nothing up to -10."""
+
+    def forward(self, x):
+        table = f16(torch.nn.functional.gelu(f16(x), approximate="tanh"))
+        return torch.where(x >= 10, x, torch.where(x <= -10, 0, table))
+
+
 def emulated(folder: Path, rounding, types: dict[str, str] | None = None, rounding_f16=exact):
     """A latent folder's model with ternary weights, the inputs of its projections rounded by `rounding`.
 
@@ -56,6 +63,9 @@ def emulated(folder: Path, rounding, types: dict[str, str] | None = None, roundi
         else:
             replaced = Emulated(ternary.codes, ternary.scale, linear.bias, rounding)
         model.set_submodule(layer, replaced)
+    for module in model.modules():
+        if type(getattr(module, "act_fn", None)).__name__ == "GELUTanh" and types:
+            module.act_fn = GeluTable()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings().weight.data
     if types.get("token_embd.weight") == "F16":
         embedding.weight = torch.nn.Parameter(f16(embedding.weight.data))

@@ -115,7 +115,9 @@ def nearest_row(model, ids, found):
             if candidate in tried:
                 continue
             logits_now, met_now = run(model, ids, [candidate])
-            if (logits_now - found)[0, token].abs().mean() < 0.7 * off[token]:
+            off_now = (logits_now - found).abs().mean(-1)[0]
+            settled = (off_now[:token] <= off[:token].clamp(min=SAME)).all()
+            if settled and off_now[token] < 0.7 * off[token]:
                 moved, logits, met = candidate, logits_now, met_now
                 tried.add(moved)
                 break

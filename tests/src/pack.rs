@@ -231,7 +231,7 @@ fn assert_same_codes(what: &str, found: &[(String, TernaryMatrix)], expected: &[
 /// transformers multiplies the sum of product and bias by an `autobitlinear` scale: the file holds bias / scale, in f32
 /// beside weights of any type. Beside a dividing scale the bias is itself.
 pub fn biases_of_packed_folders(device: &Device) {
-    let trained = converted("qwen2", &Policy::default(), device);
+    let trained = converted("qwen2", &Policy { sub_norm: Placement::None, ..Policy::default() }, device);
     let root = tempdir().unwrap();
     let bias = "model.layers.0.self_attn.q_proj.bias";
     let latent = root.path().join("latent");

@@ -72,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let companions = tempfile::tempdir()?;
     tokenizer.save(companions.path().join("tokenizer.json"))?;
-    let checkpoint = Checkpoint::new(model, HfConfig::llama(&config)?, companions.path());
+    let checkpoint = Checkpoint::new(model, HfConfig::llama(&config)?.with_text_token(0), companions.path());
     save(&checkpoint.with_type(WeightType::BF16), &flags.out)?;
     println!("wrote {}", flags.out.display());
     Ok(())

@@ -121,6 +121,14 @@ impl HfConfig {
         if self.raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" }
     }
 
+    /// Names the token that stands between texts: it begins and ends them.
+    pub fn with_text_token(mut self, token: u32) -> Self {
+        for key in ["bos_token_id", "eos_token_id"] {
+            self.raw.insert(key.into(), token.into());
+        }
+        self
+    }
+
     pub(crate) fn parse(path: &Path, raw: Map<String, Value>) -> Result<Self, ConvertError> {
         let fields = Fields::new(path, &raw);
         let (bitnet, base_model_type) = BitNetState::parse(&fields)?;

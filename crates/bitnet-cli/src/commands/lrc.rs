@@ -50,8 +50,8 @@ pub(crate) struct Flags {
     #[arg(long, value_enum, value_name = "INIT")]
     init: Option<InitName>,
 
-    /// How often the ternary weight is fitted to what the correction leaves, and the correction to
-    /// it again; it needs its latent weight
+    /// How often the ternary weight is fitted to what the correction leaves, and the correction
+    /// to it again; it needs its latent weight
     #[arg(long, value_name = "N", requires = "data", verbatim_doc_comment)]
     rounds: Option<usize>,
 

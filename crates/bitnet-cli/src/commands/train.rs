@@ -26,6 +26,7 @@ Settings, those that may be left out with what they are then:
   [model.policy]
   sub_norm = 'output'            # where a norm is inserted: none, output (o_proj, down_proj), all
   exclude = []                   # globs of projections that stay dense, as '*.down_proj'
+  hadamard = false               # turn o_proj and down_proj by a Hadamard matrix first
   [model.policy.quantization]
   weight = 'tensor'              # what shares a scale: tensor, row, { group = 64 }
   activation = { per_token = 8 } # off, { per_token = BITS }, { per_tensor = BITS }
