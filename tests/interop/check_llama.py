@@ -19,8 +19,8 @@ def float_files(report: Report, models: Models) -> None:
     """F16 and F32."""
     report.note("*Dense*: the checkpoint before conversion, against `bitnet logits` of it. *Ternary*: the BitNet folder, whose file has "
                 "codes times scale. Beside F16 and F32 llama.cpp leaves activations as they are, where BitNet rounds them to int8: so "
-                "the numbers are compared with torch that does not round either (beside F16 also with torch that rounds activations to f16, as "
-                "llama.cpp does in some of its paths; the nearer counts), and with us only by KL. 4 × 24 random tokens; "
+                "the numbers are compared with torch that does not round either (beside F16 tensors, an embedding's too, also with torch "
+                "that rounds activations to f16, as llama.cpp does in some of its paths; the nearer counts), and with us only by KL. 4 × 24 random tokens; "
                 "2 × 128 of text for the trained models.")
     for name, kind in itertools.product(RUN_BY_LLAMA, ["f16", "f32"]):
         ids = text_ids(seq=128) if name in TRAINED else random_ids()
@@ -34,8 +34,7 @@ def float_files(report: Report, models: Models) -> None:
                 found, runs_as = engine.logits(ids), engine.architecture
             report.holds(f"{name}, ternary, {kind}: architecture", runs_as == RUN_BY_LLAMA[name], RUN_BY_LLAMA[name], runs_as)
             types = {tensor: of for tensor, (of, *_) in models.tensors(file).items()}
-            roundings = [exact, f16] if kind == "f16" else [exact]
-            theirs = [reference.logits(reference.emulated(models.get(name).folder, exact, types, rounding), ids) for rounding in roundings]
+            theirs = [reference.logits(reference.emulated(models.get(name).folder, exact, types, rounding), ids) for rounding in (exact, f16)]
             nearer = min((compare(found, logits) for logits in theirs), key=lambda off: off["max"])
             report.within(f"{name}, ternary, {kind}: llama.cpp against torch", nearer, max=MAX)
             ours = models.bitnet.logits(models.get(name).folder, ids)

@@ -1,10 +1,21 @@
 """The `bitnet` command, as a user runs it."""
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+
+# In a small process of its own: what a program's parent has resident counts as its own until it starts.
+PEAK_MEMORY = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+print(usage.ru_maxrss * 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 class Failed(Exception):
@@ -20,12 +31,26 @@ class Bitnet:
         """Runs `bitnet <words>` and returns what it printed.
 
         Raises `Failed` if its exit status is not 0."""
-        words = [str(word) for word in words]
-        self.lines.append(" ".join(["bitnet", *words]).replace(str(self.work), "WORK"))
+        words = self.noted(words)
         done = subprocess.run([self.program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode != 0:
             raise Failed(f"exit status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
+
+    def noted(self, words) -> list[str]:
+        words = [str(word) for word in words]
+        self.lines.append(" ".join(["bitnet", *words]).replace(str(self.work), "WORK"))
+        return words
+
+    def peak_memory(self, *words) -> int:
+        """Runs `bitnet <words>` and returns the most memory that it had resident, in bytes.
+
+        Raises `Failed` if its exit status is not 0."""
+        words = self.noted(words)
+        done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, self.program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Failed(f"exit status {done.returncode}: {done.stderr.strip()}")
+        return int(done.stdout)
 
     def convert(self, source: Path, target: Path, sub_norm: str) -> Path:
         self.run("convert", source, target, "--sub-norm", sub_norm)

@@ -46,11 +46,11 @@ class GeluTable(torch.nn.Module):
         return torch.where(x >= 10, x, torch.where(x <= -10, 0, table))
 
 
-def emulated(folder: Path, rounding, types: dict[str, str] | None = None, rounding_f16=exact):
+def emulated(folder: Path, rounding, types: dict[str, str] | None = None, rounding_f16=exact, gelu_table=True):
     """A latent folder's model with ternary weights, the inputs of its projections rounded by `rounding`.
 
     `types` (GGUF tensor name -> type) are those of a file: what is F16 there, embedding and head included, has its values
-    rounded to f16, and its inputs by `rounding_f16` instead."""
+    rounded to f16, and its inputs by `rounding_f16` instead; `gelu_table`: and GELU is llama.cpp's."""
     model, types = dense_twin(folder), types or {}
     for layer, ternary in projections(folder).items():
         number, name = layer.split(".")[2], ".".join(layer.split(".")[3:])
@@ -58,13 +58,13 @@ def emulated(folder: Path, rounding, types: dict[str, str] | None = None, roundi
         slot = f"blk.{number}.{PROJECTIONS[name]}"
         if types.get(f"{slot}.weight") == "F16":
             replaced = Emulated(f16(ternary.codes * ternary.scale), 1.0, linear.bias, rounding_f16)
-        elif types and f"{slot}.scale" not in types:  # in its blocks
+        elif types.get(f"{slot}.weight", "F32") != "F32" and f"{slot}.scale" not in types:  # in its blocks
             replaced = Emulated(ternary.codes, f16(torch.tensor(ternary.scale)).item(), linear.bias, rounding)
         else:
             replaced = Emulated(ternary.codes, ternary.scale, linear.bias, rounding)
         model.set_submodule(layer, replaced)
     for module in model.modules():
-        if type(getattr(module, "act_fn", None)).__name__ == "GELUTanh" and types:
+        if type(getattr(module, "act_fn", None)).__name__ == "GELUTanh" and types and gelu_table:
             module.act_fn = GeluTable()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings().weight.data
     if types.get("token_embd.weight") == "F16":

@@ -23,6 +23,7 @@ import torch
 import check_gguf
 import check_imports
 import check_llama
+import check_memory
 import check_refusals
 import check_sizes
 import check_tokenizers
@@ -42,6 +43,7 @@ CHECKS = {
     "tokenizers": ("Tokenizers of every kind", check_tokenizers.run),
     "imports": ("Read back by us", check_imports.run),
     "sizes": ("Sizes on disk", check_sizes.run),
+    "memory": ("Memory", check_memory.run),
     "refusals": ("Refused", check_refusals.run),
 }
 INTRODUCTION = """# Interoperation
