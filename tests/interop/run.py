@@ -84,7 +84,7 @@ def main() -> None:
         for name, (subject, check) in CHECKS.items():
             if not args.only or name in args.only:
                 report.run(subject, lambda: check(report, models))
-        page = report.page(table, bitnet.lines, INTRODUCTION)
+        page = report.page(table, bitnet.lines, INTRODUCTION).replace(str(work.resolve()), "WORK")
         if args.transcript and not args.only:
             written = args.transcript.with_suffix(".partial")
             written.write_text(page)

@@ -26,7 +26,7 @@ pub(crate) trait LayerBackend: Backend {
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
-    ) -> (FloatTensor<Self>, Option<(Self::InputCodes, Self::WeightCodes)>);
+    ) -> (FloatTensor<Self>, SavedCodes<Self>);
 
     /// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
     fn effective_input(x: FloatTensor<Self>, quant: ActivationQuant, lambda: f32) -> FloatTensor<Self>;
@@ -44,6 +44,9 @@ pub(crate) trait LayerBackend: Backend {
     /// `Q(w)` from codes, `[d_output, d_input]`.
     fn weight_from_codes(codes: Self::WeightCodes, device: &Device<Self>) -> FloatTensor<Self>;
 }
+
+/// Codes of input and weight, where the product was one of codes.
+pub(crate) type SavedCodes<B> = Option<(<B as LayerBackend>::InputCodes, <B as LayerBackend>::WeightCodes)>;
 
 #[derive(Debug)]
 struct BitLinearBackward;
