@@ -278,7 +278,9 @@ fn train(model: CausalLm, steps: u64) -> (CausalLm, Vec<f64>) {
     let mut trainer = Trainer::new(model, &config).unwrap();
     let tokens: Vec<Vec<u32>> = (0..2).map(|row| (0..24).map(|i| (row * 7 + i * i) % 90).collect()).collect();
     let batch: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
-    let losses = (0..steps).map(|_| trainer.step(&[batch.clone()], next_token_loss).unwrap().loss).collect();
+    let losses = (0..steps)
+        .map(|_| trainer.step(std::slice::from_ref(&batch), next_token_loss).unwrap().loss)
+        .collect();
     (trainer.into_model(), losses)
 }
 

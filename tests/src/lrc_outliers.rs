@@ -154,7 +154,7 @@ pub fn refuses(device: &Device) {
     };
     let config = SalientConfig::default();
     for ratio in [0.0, 1.0, f64::NAN] {
-        let error = refused(&slot, &[batch.clone()], &SalientConfig { ratio, ..config.clone() });
+        let error = refused(&slot, std::slice::from_ref(&batch), &SalientConfig { ratio, ..config.clone() });
         assert!(matches!(error, LrcError::Ratio { .. }), "{ratio}: {error}");
     }
     assert_eq!(refused(&slot, &[], &config), LrcError::NoData);
@@ -163,7 +163,7 @@ pub fn refuses(device: &Device) {
     let infinite = Tensor::full([1, 5, 8], f32::INFINITY, device);
     assert!(matches!(refused(&slot, &[infinite], &config), LrcError::NotFinite { .. }));
     let globs = SalientConfig { slots: vec!["nothing".into()], ..config.clone() };
-    assert!(matches!(refused(&slot, &[batch.clone()], &globs), LrcError::Pattern { .. }));
+    assert!(matches!(refused(&slot, std::slice::from_ref(&batch), &globs), LrcError::Pattern { .. }));
     let mut packed = slot;
     assert!(packed.pack().unwrap());
     assert!(matches!(refused(&packed, &[batch], &config), LrcError::NoLatentWeight { .. }));

@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_named() {
-        let bad: [(&str, fn(&mut TrainConfig)); 9] = [
+        type Change = fn(&mut TrainConfig);
+        let bad: [(&str, Change); 9] = [
             ("steps", |config| config.steps = 0),
             ("learning_rate", |config| config.learning_rate = f64::NAN),
             ("lr_warmup_steps", |config| config.lr_warmup_steps = 41),

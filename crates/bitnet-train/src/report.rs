@@ -73,7 +73,8 @@ pub fn report(runs: &[PathBuf]) -> Result<String, TrainError> {
         });
         plot(&mut page, title, unit, curves.collect())?;
     }
-    let of_codes: [(&str, fn(&Codes) -> f64); 2] = [
+    type OfCodes = fn(&Codes) -> f64;
+    let of_codes: [(&str, OfCodes); 2] = [
         ("Share of zeros among the codes of all slots", |codes| codes.shares[1]),
         ("Share of codes that are not what they were before training", |codes| codes.moved),
     ];
