@@ -84,6 +84,7 @@ mod scalar;
 mod shape;
 mod ternary;
 mod threads;
+mod threshold;
 mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -96,4 +97,4 @@ pub use memory::vec_in_huge_pages;
 pub use packed::PackedTernary;
 pub use shape::MAX_D_INPUT;
 pub use threads::with_awake_threads;
-pub use weight::TernaryWeight;
+pub use weight::{TernaryWeight, absmean_of_rows};

@@ -49,21 +49,38 @@ impl Kernel {
         let shape = Shape::new(d_output, d_input, granularity)?;
         check_length("w", w.len(), shape.len())?;
         let segment = shape.segment();
+        let mut sums = self.abs_sums(w, segment);
+        if granularity == Granularity::Tensor {
+            return Ok(vec![absmean_of_rows(&mut sums, d_input)]);
+        }
+        sums.iter_mut().for_each(|sum| *sum = mean(*sum, segment));
+        Ok(sums)
+    }
+
+    /// `Σ|w|` of each row, in the order of [`absmean`](Self::absmean): for a weight that is read in pieces,
+    /// whose rows' sums [`absmean_of_rows`] joins.
+    ///
+    /// # Shapes
+    /// - `w`: `[d_output, d_input]`
+    /// - returns `[d_output]`
+    ///
+    /// # Errors
+    /// - [`CpuError::Shape`] for a shape without a mean
+    /// - [`CpuError::Length`] if `w` does not have the shape
+    pub fn row_abs_sums(self, w: &[f32], d_output: usize, d_input: usize) -> Result<Vec<f32>, CpuError> {
+        let shape = Shape::new(d_output, d_input, Granularity::Row)?;
+        check_length("w", w.len(), shape.len())?;
+        Ok(self.abs_sums(w, d_input))
+    }
+
+    /// `Σ|w|` of each segment.
+    fn abs_sums(self, w: &[f32], segment: usize) -> Vec<f32> {
         let mut sums = vec![0.0; w.len() / segment];
         sums.par_iter_mut().zip(w.par_chunks(segment)).with_min_len((1 << 16) / segment + 1).for_each_init(
             || vec![0.0; segment],
             |folded, (sum, w)| *sum = self.primitives().abs_sum(w, folded),
         );
-        let scale = |sum: f32, n: usize| {
-            let mean = sum / n as f32;
-            // Not `f32::max`, which would hide a NaN.
-            if mean < EPS { EPS } else { mean }
-        };
-        if granularity == Granularity::Tensor {
-            return Ok(vec![scale(fold(&mut sums), w.len())]);
-        }
-        sums.iter_mut().for_each(|sum| *sum = scale(*sum, segment));
-        Ok(sums)
+        sums
     }
 
     /// The codes for given scales: `codes = clamp(round(w · (1 / scale)), −1, 1)`, ties to even.
@@ -119,4 +136,18 @@ impl Kernel {
         let codes = self.ternarize(w, d_output, d_input, granularity, &scales)?;
         Ok(TernaryWeight { codes, scales })
     }
+}
+
+/// The absmean scale of a whole weight from the sums of all its rows, which it overwrites: the same bits as
+/// [`Kernel::absmean`] per tensor.
+pub fn absmean_of_rows(row_abs_sums: &mut [f32], d_input: usize) -> f32 {
+    let n = row_abs_sums.len() * d_input;
+    mean(fold(row_abs_sums), n)
+}
+
+/// `max(sum / n, 1e-5)`.
+fn mean(sum: f32, n: usize) -> f32 {
+    let mean = sum / n as f32;
+    // Not `f32::max`, which would hide a NaN.
+    if mean < EPS { EPS } else { mean }
 }

@@ -1,6 +1,6 @@
 //! The known vectors of the formulas: every kernel gives exactly these numbers.
 
-use bitnet_cpu::{CpuError, Granularity, Kernel, MAX_D_INPUT, PackedTernary};
+use bitnet_cpu::{CpuError, Granularity, Kernel, MAX_D_INPUT, PackedTernary, absmean_of_rows};
 use half::f16;
 
 const W: [f32; 9] = [0.8, -0.5, 1.2, -1.5, 0.4, -0.9, 1.3, -0.7, 0.2];
@@ -29,6 +29,32 @@ fn a_weight_quantizes_by_absmean_per_row() {
         let weight = kernel.absmean_ternarize(&W, 3, 3, Granularity::Row).unwrap();
         close(&weight.scales, &[0.8333333, 0.9333333, 0.7333333]);
         assert_eq!(weight.codes, [1, -1, 1, -1, 0, -1, 1, -1, 0]);
+    }
+}
+
+#[test]
+fn a_weight_quantizes_by_threshold_per_row() {
+    for kernel in Kernel::available() {
+        let weight = kernel.threshold_ternarize(&W, 3, 3, 0.1).unwrap();
+        close(&weight.scales, &[0.8333333, 0.9333333, 0.7333333]);
+        assert_eq!(weight.codes, [1, -1, 1, -1, 1, -1, 1, -1, 1]);
+        // 0.5 is not below 0.5 · 1; a row of zeros stays zero.
+        let edges = kernel.threshold_ternarize(&[0.5, -1.5, 0.0, -0.0], 2, 2, 0.5).unwrap();
+        assert_eq!((edges.codes, edges.scales), (vec![1, -1, 0, 0], vec![1.0, 1e-8]));
+        assert!(matches!(kernel.threshold_ternarize(&W, 3, 2, 0.1), Err(CpuError::Length { .. })));
+    }
+}
+
+#[test]
+fn a_weight_in_pieces_has_the_scale_of_the_whole() {
+    let w: Vec<f32> = (0..7 * 33).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.013).collect();
+    for kernel in Kernel::available() {
+        let mut sums = Vec::new();
+        for rows in w.chunks(2 * 33) {
+            sums.extend(kernel.row_abs_sums(rows, rows.len() / 33, 33).unwrap());
+        }
+        let whole = kernel.absmean(&w, 7, 33, Granularity::Tensor).unwrap();
+        assert_eq!(absmean_of_rows(&mut sums, 33).to_bits(), whole[0].to_bits());
     }
 }
 
