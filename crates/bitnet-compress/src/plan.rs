@@ -1,0 +1,413 @@
+//! From a checkpoint to a plan, from a plan to artifacts.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::decide::{Decision, Matrices, decide};
+use crate::layout::{self, Artifact, OutFile, PackedPlace, Place, dense_float};
+use crate::manifest::{self, Done, Manifest, Sums};
+use crate::source::{Source, read_error, write_error};
+use crate::stats::{FORMS, FileStats, Form, Stats, TensorStats, TernaryStats, Totals, Verification};
+use crate::verify;
+use crate::write::{self, Out, PackedOut, Weight};
+use crate::{CompressError, Options, disk};
+
+/// The report's name in the target.
+pub const STATS: &str = "compression_stats.json";
+
+/// What a run is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Tensors are ternarized or copied.
+    Write,
+    /// Everything is read again.
+    Verify,
+}
+
+/// A checked job: what would be written and where. Nothing is written yet.
+pub struct Plan {
+    source: Source,
+    target: PathBuf,
+    options: Options,
+    decisions: Vec<(Decision, Matrices)>,
+    dense: Artifact<Place>,
+    packed: Option<Artifact<PackedPlace>>,
+}
+
+/// Compresses a checkpoint: [`Plan::new`], then [`Plan::run`].
+///
+/// # Errors
+/// Those of the two.
+pub fn compress(
+    source: &Path,
+    target: &Path,
+    options: &Options,
+    progress: &mut dyn FnMut(Stage, u64, u64),
+) -> Result<Stats, CompressError> {
+    Plan::new(source, target, options)?.run(progress)
+}
+
+impl Plan {
+    /// Reads the headers of a checkpoint, decides for every tensor, and checks target and disk.
+    ///
+    /// `source` is a safetensors file, or a folder: then with the files that its index names, else
+    /// `model.safetensors`, else all safetensors files in it.
+    ///
+    /// # Errors
+    /// Everything that can be known before the first weight is read: see [`CompressError`].
+    pub fn new(source: &Path, target: &Path, options: &Options) -> Result<Self, CompressError> {
+        options.validate()?;
+        let target = target.to_owned();
+        if target.is_file() || target.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(CompressError::Exists { path: target });
+        }
+        if is_inside(&target, source) {
+            return Err(CompressError::InsideSource { path: target });
+        }
+        let source = Source::open(source)?;
+        let decisions = decide(&source, options)?;
+        if !decisions.iter().any(|(decision, _)| matches!(decision, Decision::Ternarized(_))) {
+            return Err(CompressError::NothingToDo { tensors: decisions.len() });
+        }
+        let dense = layout::dense(&source, options);
+        let packed = options.packed.then(|| layout::packed(&source, &decisions, options)).transpose()?;
+        let plan = Self { source, target, options: options.clone(), decisions, dense, packed };
+        let needed = plan.bytes().saturating_sub(disk::taken(&plan.unfinished()?));
+        match disk::free(&plan.target) {
+            Some(free) if free < needed => {
+                Err(CompressError::Space { path: plan.target.clone(), needed, free })
+            }
+            _ => Ok(plan),
+        }
+    }
+
+    /// Every tensor's name, and what is to be done to it.
+    pub fn decisions(&self) -> impl Iterator<Item = (&str, &Decision)> {
+        self.source
+            .tensors
+            .iter()
+            .zip(&self.decisions)
+            .map(|(tensor, (decision, _))| (tensor.name.as_str(), decision))
+    }
+
+    /// Bytes that will be written.
+    pub fn bytes(&self) -> u64 {
+        let files: u64 = self.files().map(|file| file.bytes).sum();
+        files + self.source.companions.iter().map(|(_, bytes)| bytes).sum::<u64>()
+    }
+
+    /// Where the target is built: a hidden folder beside it, whose name does not change, so that it is found again.
+    fn unfinished(&self) -> Result<PathBuf, CompressError> {
+        let name =
+            self.target.file_name().ok_or_else(|| CompressError::Exists { path: self.target.clone() })?;
+        Ok(self.target.with_file_name(format!(".{}.partial", name.to_string_lossy())))
+    }
+
+    fn files(&self) -> impl Iterator<Item = &OutFile> {
+        self.dense.files.iter().chain(self.packed.iter().flat_map(|packed| &packed.files))
+    }
+
+    /// Writes the artifacts, reads them again, and gives the target its name.
+    ///
+    /// A run that was killed is resumed behind the last tensor that it finished, if source and options are the same;
+    /// else the unfinished folder is begun anew. What is written is the same in all cases. `progress` gets the stage,
+    /// and the bytes of the source that are done, and all.
+    ///
+    /// # Errors
+    /// [`CompressError::NotFinite`] and [`CompressError::Range`] for weights, [`CompressError::Verification`] for
+    /// artifacts that are not what was meant, and failures of the disk.
+    pub fn run(&self, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Stats, CompressError> {
+        let folder = self.unfinished()?;
+        let write = write_error(&folder);
+        fs::create_dir_all(&folder).map_err(&write)?;
+        let fingerprint =
+            json!([env!("CARGO_PKG_VERSION"), self.source.fingerprint(), self.options]).to_string();
+        let (mut manifest, known) = Manifest::open(&folder, &fingerprint)?;
+        let mut sums: Vec<Option<Option<Sums>>> = vec![None; self.decisions.len()];
+        let files = match known {
+            Some(known) if self.have_their_sizes(&folder) => {
+                for Done { tensor, sums: found } in known {
+                    if let Some(sums) = sums.get_mut(tensor) {
+                        *sums = Some(found);
+                    }
+                }
+                self.open_files(&folder, false)?
+            }
+            _ => {
+                // The lock stays: it is the manifest's own.
+                remove_all_but(&folder, manifest::NAME).map_err(&write)?;
+                let files = self.open_files(&folder, true)?;
+                manifest.begin(&fingerprint)?;
+                files
+            }
+        };
+        let all = self.source.tensors.iter().map(|tensor| tensor.bytes).sum();
+        let mut done = 0;
+        for (i, tensor) in self.source.tensors.iter().enumerate() {
+            if sums[i].is_none() {
+                let found = self.write_tensor(i, &files)?;
+                manifest.push(&Done { tensor: i, sums: found.clone() })?;
+                sums[i] = Some(found);
+            }
+            done += tensor.bytes;
+            progress(Stage::Write, done, all);
+        }
+        self.source.check_unchanged()?;
+        let sums: Vec<Option<Sums>> = sums.into_iter().map(Option::flatten).collect();
+        let verification = self.verify(&files, &sums, &mut |done| progress(Stage::Verify, done, all));
+        if let Err(CompressError::Verification { .. }) = verification {
+            // Whoever tries again must not go on with it.
+            remove_all_but(&folder, "").map_err(&write)?;
+        }
+        let stats = self.stats(&sums, verification?);
+        self.write_companions(&folder)?;
+        write_json(&folder.join(STATS), &stats)?;
+        for (file, out) in files.iter().zip(self.files()) {
+            file.sync_all().map_err(write_error(&folder.join(&out.path)))?;
+        }
+        self.source.check_unchanged()?;
+        fs::remove_file(folder.join(manifest::NAME)).map_err(&write)?;
+        let rename = write_error(&self.target);
+        if self.target.is_dir() {
+            fs::remove_dir(&self.target).map_err(&rename)?;
+        }
+        fs::rename(&folder, &self.target).map_err(&rename)?;
+        Ok(stats)
+    }
+
+    /// Whether the files of an earlier run are there in full length.
+    fn have_their_sizes(&self, folder: &Path) -> bool {
+        self.files()
+            .all(|file| fs::metadata(folder.join(&file.path)).is_ok_and(|found| found.len() == file.bytes))
+    }
+
+    /// Opens the files in the order of [`files`](Self::files).
+    fn open_files(&self, folder: &Path, new: bool) -> Result<Vec<File>, CompressError> {
+        let open = |out: &OutFile| {
+            let path = folder.join(&out.path);
+            let write = write_error(&path);
+            fs::create_dir_all(path.parent().unwrap_or(folder)).map_err(&write)?;
+            let file = OpenOptions::new().read(true).write(true).create(new).truncate(new).open(&path);
+            let file = file.map_err(&write)?;
+            if new {
+                crate::at::write(&file, &out.header, 0)
+                    .and_then(|()| file.set_len(out.bytes))
+                    .map_err(&write)?;
+            }
+            Ok(file)
+        };
+        self.files().map(open).collect()
+    }
+
+    /// The dense file of a tensor, and the packed one.
+    fn files_of<'a>(&'a self, i: usize, files: &'a [File]) -> (Out<'a>, Option<Out<'a>>) {
+        let (file, n) = (self.source.tensors[i].file, self.dense.files.len());
+        let dense = Out { file: &files[file], path: &self.dense.files[file].path };
+        let packed = self.packed.as_ref();
+        (dense, packed.map(|packed| Out { file: &files[n + file], path: &packed.files[file].path }))
+    }
+
+    fn write_tensor(&self, i: usize, files: &[File]) -> Result<Option<Sums>, CompressError> {
+        let (tensor, (decision, matrices)) = (&self.source.tensors[i], &self.decisions[i]);
+        let (dense, packed) = self.files_of(i, files);
+        let (place, float) = (self.dense.places[i], dense_float(tensor, &self.options));
+        let packed = packed.zip(self.packed.as_ref().map(|artifact| artifact.places[i]));
+        match (decision, float) {
+            (Decision::Ternarized(_), Some(float)) => {
+                let packed = packed.and_then(|(out, place)| match place {
+                    PackedPlace::Ternary { codes, scales } => Some(PackedOut { out, codes, scales }),
+                    PackedPlace::Copy(_) => None,
+                });
+                let weight = Weight::new(&self.source, tensor, *matrices, self.options.rule);
+                weight.write(dense, place, float, packed).map(Some)
+            }
+            _ => {
+                write::copy(&self.source, tensor, float, dense, place)?;
+                if let Some((out, PackedPlace::Copy(place))) = packed {
+                    write::copy(&self.source, tensor, None, out, place)?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads everything again.
+    fn verify(
+        &self,
+        files: &[File],
+        sums: &[Option<Sums>],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Verification, CompressError> {
+        let (mut verification, mut done) = (Verification::default(), 0);
+        for (i, tensor) in self.source.tensors.iter().enumerate() {
+            let (dense, packed) = self.files_of(i, files);
+            let (place, float) = (self.dense.places[i], dense_float(tensor, &self.options));
+            let packed = packed.zip(self.packed.as_ref().map(|artifact| artifact.places[i]));
+            let differences = match (&sums[i], float) {
+                (Some(sums), Some(float)) => {
+                    let codes = self.decisions[i].1.len() as u64;
+                    verification.dense_codes += codes;
+                    verification.packed_codes += if packed.is_some() { codes } else { 0 };
+                    let weight = Weight::new(&self.source, tensor, self.decisions[i].1, self.options.rule);
+                    verify::weight(&weight, &sums.fixed, (dense, place, float), packed)?
+                }
+                _ => {
+                    verification.copied_bytes += tensor.bytes;
+                    let in_dense = verify::copy(&self.source, tensor, float, dense, place)?;
+                    let in_packed = match packed {
+                        Some((out, PackedPlace::Copy(place))) => {
+                            verification.copied_bytes += tensor.bytes;
+                            verify::copy(&self.source, tensor, None, out, place)?
+                        }
+                        _ => 0,
+                    };
+                    [in_dense, in_packed]
+                }
+            };
+            let paths = [Some(dense.path), packed.map(|(out, _)| out.path)];
+            for (found, path) in differences.into_iter().zip(paths) {
+                if found > 0 {
+                    let file = path.unwrap_or(dense.path).display().to_string();
+                    return Err(CompressError::Verification { name: tensor.name.clone(), file, found });
+                }
+            }
+            done += tensor.bytes;
+            progress(done);
+        }
+        Ok(verification)
+    }
+
+    fn stats(&self, sums: &[Option<Sums>], verification: Verification) -> Stats {
+        let granularity = self.options.rule.granularity();
+        let mut tensors = Vec::with_capacity(sums.len());
+        let (mut forms, mut codes, mut errors, mut squares) = ([Form::default(); 3], [0; 3], 0.0, 0.0);
+        let (mut weights, mut linear_before) = (0, 0);
+        for (i, tensor) in self.source.tensors.iter().enumerate() {
+            let (decision, matrices) = &self.decisions[i];
+            if let Some(sums) = &sums[i] {
+                forms
+                    .iter_mut()
+                    .zip(FORMS)
+                    .for_each(|(form, storage)| form.add(storage, matrices, granularity));
+                codes.iter_mut().zip(sums.codes).for_each(|(all, n)| *all += n);
+                errors += f64::from_bits(sums.errors);
+                squares += f64::from_bits(sums.squares);
+                weights += matrices.len() as u64;
+                linear_before += tensor.bytes;
+            }
+            tensors.push(TensorStats {
+                name: tensor.name.clone(),
+                file: self.source.files[tensor.file].name.clone(),
+                shape: tensor.shape.clone(),
+                dtype: format!("{:?}", tensor.dtype).to_lowercase(),
+                decision: decision.clone(),
+                bytes_before: tensor.bytes,
+                bytes_after: self.dense.places[i].bytes,
+                bytes_packed: self.packed.as_ref().map(|packed| match packed.places[i] {
+                    PackedPlace::Ternary { codes, scales } => codes.bytes + scales.bytes,
+                    PackedPlace::Copy(place) => place.bytes,
+                }),
+                ternary: sums[i].as_ref().map(|sums| TernaryStats::new(*matrices, sums)),
+            });
+        }
+        let before: u64 = self.source.files.iter().map(|file| file.bytes).sum();
+        let size = |files: &[OutFile]| files.iter().map(|file| file.bytes).sum();
+        forms.iter_mut().for_each(|form| form.finish(4 * weights, linear_before, before));
+        let [two_bit, tq1_0, int8] = forms;
+        let ternarized = sums.iter().flatten().count();
+        let total = Totals {
+            ternarized,
+            left: tensors.len() - ternarized,
+            weights,
+            codes,
+            shares: crate::stats::shares(codes),
+            relative_error: crate::stats::relative_error(errors, squares),
+            linear_bytes_before: linear_before,
+            linear_bytes_f32: 4 * weights,
+            file_bytes_before: before,
+            file_bytes_after: size(&self.dense.files),
+            file_bytes_packed: self.packed.as_ref().map(|packed| size(&packed.files)),
+            two_bit,
+            tq1_0,
+            int8,
+        };
+        let sources = self.source.files.iter().cycle();
+        let files = self.files().zip(sources).map(|(file, source)| FileStats {
+            path: file.path.to_string_lossy().into_owned(),
+            bytes_before: source.bytes,
+            bytes_after: file.bytes,
+        });
+        let copied = self.source.companions.iter().map(|(path, _)| path.to_string_lossy().into_owned());
+        Stats {
+            version: 1,
+            mode: "tensors".into(),
+            options: self.options.clone(),
+            tensors,
+            files: files.collect(),
+            copied: copied.collect(),
+            skipped: self.source.skipped.clone(),
+            total,
+            verification,
+        }
+    }
+
+    /// Copies the other files, and writes the indexes.
+    fn write_companions(&self, folder: &Path) -> Result<(), CompressError> {
+        for (path, _) in &self.source.companions {
+            let (from, to) = (self.source.folder.join(path), folder.join(path));
+            fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(write_error(&to))?;
+            let bytes = fs::read(&from).map_err(read_error(&from))?;
+            fs::write(&to, bytes).map_err(write_error(&to))?;
+        }
+        let Some((name, index)) = &self.source.index else { return Ok(()) };
+        let to = folder.join(name);
+        if self.options.dtype.is_none() {
+            let from = self.source.folder.join(name);
+            let bytes = fs::read(&from).map_err(read_error(&from))?;
+            fs::write(&to, bytes).map_err(write_error(&to))?;
+        } else {
+            let mut index = index.clone();
+            index["metadata"]["total_size"] =
+                json!(self.dense.places.iter().map(|place| place.bytes).sum::<u64>());
+            write_json(&to, &index)?;
+        }
+        if let Some(packed) = &self.packed {
+            let index = layout::packed_index(&self.source, packed, index);
+            write_json(&folder.join(crate::packed::FOLDER).join(name), &index)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the target is the source or below it.
+fn is_inside(target: &Path, source: &Path) -> bool {
+    if source.is_file() {
+        return false;
+    }
+    let folder = source.canonicalize();
+    let existing = std::path::absolute(target);
+    let existing =
+        existing.ok().and_then(|target| target.ancestors().find_map(|ancestor| ancestor.canonicalize().ok()));
+    existing.zip(folder.ok()).is_some_and(|(target, source)| target.starts_with(source))
+}
+
+fn remove_all_but(folder: &Path, name: &str) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if entry.file_name() != name {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), CompressError> {
+    let write = write_error(path);
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| write(error.into()))?;
+    text.push('\n');
+    fs::write(path, text).map_err(write)
+}
