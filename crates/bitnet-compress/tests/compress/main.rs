@@ -1,0 +1,8 @@
+//! Whole checkpoints through the library.
+
+mod artifacts;
+mod bad_input;
+mod decisions;
+mod kill;
+mod properties;
+mod support;
