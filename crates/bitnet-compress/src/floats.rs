@@ -88,16 +88,22 @@ impl Float {
 
     /// Appends `codes · scale` as bytes: plus or minus the scale's bits, or zero.
     pub(crate) fn encode_codes(self, codes: &[i8], scale: f32, bytes: &mut Vec<u8>) {
-        let bits = self.bits(scale);
+        let (bits, start) = (self.bits(scale), bytes.len());
+        bytes.resize(start + codes.len() * self.bytes(), 0);
+        let bytes = &mut bytes[start..];
         match self {
-            Self::F32 => bytes.extend(codes.iter().flat_map(|&code| {
-                let value = if code == 0 { 0 } else { bits | (i32::from(code) as u32 & 1 << 31) };
-                value.to_le_bytes()
-            })),
-            Self::F16 | Self::Bf16 => bytes.extend(codes.iter().flat_map(|&code| {
-                let value = if code == 0 { 0 } else { bits as u16 | (i16::from(code) as u16 & 1 << 15) };
-                value.to_le_bytes()
-            })),
+            Self::F32 => {
+                for (bytes, &code) in bytes.as_chunks_mut().0.iter_mut().zip(codes) {
+                    let value = bits | (i32::from(code) as u32 & 1 << 31);
+                    *bytes = (if code == 0 { 0 } else { value }).to_le_bytes();
+                }
+            }
+            Self::F16 | Self::Bf16 => {
+                for (bytes, &code) in bytes.as_chunks_mut().0.iter_mut().zip(codes) {
+                    let value = bits as u16 | (i16::from(code) as u16 & 1 << 15);
+                    *bytes = (if code == 0 { 0 } else { value }).to_le_bytes();
+                }
+            }
         }
     }
 

@@ -108,16 +108,10 @@ pub(crate) enum Magnitudes {
 
 impl Magnitudes {
     fn of(w: &[f32]) -> Self {
-        let mut found = Self::None;
-        for w in w {
-            found = match found {
-                _ if *w == 0.0 => continue,
-                Self::None => Self::One(w.abs()),
-                Self::One(one) if one == w.abs() => continue,
-                _ => return Self::Many,
-            };
-        }
-        found
+        let Some(one) = w.iter().map(|w| w.abs()).find(|&w| w != 0.0) else {
+            return Self::None;
+        };
+        if w.iter().all(|&w| w == 0.0 || w.abs() == one) { Self::One(one) } else { Self::Many }
     }
 
     pub(crate) fn join(self, other: Self) -> Self {

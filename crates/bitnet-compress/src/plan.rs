@@ -2,6 +2,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use serde_json::json;
 
@@ -16,6 +18,9 @@ use crate::{CompressError, Options, disk};
 
 /// The report's name in the target.
 pub const STATS: &str = "compression_stats.json";
+
+/// Bytes after which the disk is asked to write what it holds back.
+const SYNC: u64 = 64 << 20;
 
 /// What a run is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,24 +149,41 @@ impl Plan {
             }
         };
         let all = self.source.tensors.iter().map(|tensor| tensor.bytes).sum();
-        let mut done = 0;
-        for (i, tensor) in self.source.tensors.iter().enumerate() {
-            if sums[i].is_none() {
-                let found = self.write_tensor(i, &files)?;
-                manifest.push(&Done { tensor: i, sums: found.clone() })?;
-                sums[i] = Some(found);
+        let (start_sync, requests) = mpsc::sync_channel(1);
+        let verified = thread::scope(|scope| {
+            // The disk works meanwhile, and the last synchronisation finds little to do.
+            let to_sync = &files;
+            scope.spawn(move || {
+                // What fails here fails again at the end, where it is an error.
+                requests.iter().for_each(|()| to_sync.iter().for_each(|file| drop(file.sync_data())));
+            });
+            let start_sync = start_sync;
+            let (mut done, mut since_sync) = (0, 0);
+            for (i, tensor) in self.source.tensors.iter().enumerate() {
+                if sums[i].is_none() {
+                    let found = self.write_tensor(i, &files)?;
+                    manifest.push(&Done { tensor: i, sums: found.clone() })?;
+                    sums[i] = Some(found);
+                    since_sync += tensor.bytes;
+                }
+                if since_sync >= SYNC && start_sync.try_send(()).is_ok() {
+                    since_sync = 0;
+                }
+                done += tensor.bytes;
+                progress(Stage::Write, done, all);
             }
-            done += tensor.bytes;
-            progress(Stage::Write, done, all);
-        }
-        self.source.check_unchanged()?;
-        let sums: Vec<Option<Sums>> = sums.into_iter().map(Option::flatten).collect();
-        let verification = self.verify(&files, &sums, &mut |done| progress(Stage::Verify, done, all));
-        if let Err(CompressError::Verification { .. }) = verification {
+            self.source.check_unchanged()?;
+            let _ = start_sync.try_send(());
+            let sums: Vec<Option<Sums>> = sums.into_iter().map(Option::flatten).collect();
+            let found = self.verify(&files, &sums, &mut |done| progress(Stage::Verify, done, all))?;
+            Ok((sums, found))
+        });
+        if let Err(CompressError::Verification { .. }) = verified {
             // Whoever tries again must not go on with it.
             remove_all_but(&folder, "").map_err(&write)?;
         }
-        let stats = self.stats(&sums, verification?);
+        let (sums, verification) = verified?;
+        let stats = self.stats(&sums, verification);
         self.write_companions(&folder)?;
         write_json(&folder.join(STATS), &stats)?;
         for (file, out) in files.iter().zip(self.files()) {
