@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bitnet_compress::CompressError;
 use bitnet_convert::ConvertError;
 use bitnet_model::ModelError;
 use bitnet_quant::DeviceError;
@@ -17,6 +18,8 @@ use bitnet_train::TrainError;
 pub(crate) enum CliError {
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    #[error(transparent)]
+    Compress(#[from] CompressError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
@@ -49,6 +52,9 @@ pub(crate) enum CliError {
     NoChatTemplate,
     #[error("the chat template cannot be used: {reason}")]
     ChatTemplate { reason: String },
+    /// A file of settings does not say what it should.
+    #[error("`{}`: {reason}", path.display())]
+    Settings { path: PathBuf, reason: String },
     /// A file of token ids is not what it should be.
     #[error("`{}`: {reason}", path.display())]
     Ids { path: PathBuf, reason: String },

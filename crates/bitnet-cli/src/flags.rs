@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, completions, convert, eval, export, generate, inspect, logits, lrc, report, train,
+    bench, completions, compress, convert, eval, export, generate, inspect, logits, lrc, report, train,
 };
 
 /// The first backend that is compiled in.
@@ -40,6 +40,10 @@ const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
 ///   train     converts and trains, as a file of settings says
 ///   export    packs the ternary codes of a trained model into files for other engines
 ///   generate  runs a model, at any stage
+///
+/// And one that needs no training, for checkpoints of any architecture:
+///
+///   compress  makes their linear weights ternary as they are
 #[derive(Debug, Parser)]
 #[command(name = "bitnet", version, verbatim_doc_comment, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -83,6 +87,7 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Inspect(inspect::Flags),
     Convert(convert::Flags),
+    Compress(compress::Flags),
     Lrc(lrc::Flags),
     Train(train::Flags),
     Report(report::Flags),

@@ -9,9 +9,10 @@ use crate::error::Error;
 
 /// Each crate and its neighbours on the left, in the order of the drawing. A crate may depend on them and on
 /// whatever stands left of them.
-const ORDER: [(&str, &[&str]); 15] = [
+const ORDER: [(&str, &[&str]); 16] = [
     ("bitnet-format", &[]),
     ("bitnet-cpu", &["bitnet-format"]),
+    ("bitnet-compress", &["bitnet-cpu"]),
     ("bitnet-quant", &["bitnet-cpu"]),
     ("bitnet-warmup", &[]),
     ("bitnet-layers", &["bitnet-quant", "bitnet-warmup"]),
@@ -22,13 +23,14 @@ const ORDER: [(&str, &[&str]); 15] = [
     ("bitnet-train", &["bitnet-convert"]),
     ("bitnet-pipeline", &["bitnet-train"]),
     ("bitnet-arch", &["bitnet-pipeline"]),
-    ("bitnet-cli", &["bitnet-pipeline"]),
+    ("bitnet-cli", &["bitnet-pipeline", "bitnet-compress"]),
     ("bitnet-tests", &["bitnet-arch"]),
     ("xtask", &[]),
 ];
 
 /// Crates that know no tensor library.
-const WITHOUT_BURN: [&str; 5] = ["bitnet-format", "bitnet-cpu", "bitnet-warmup", "bitnet-text", "xtask"];
+const WITHOUT_BURN: [&str; 6] =
+    ["bitnet-format", "bitnet-cpu", "bitnet-compress", "bitnet-warmup", "bitnet-text", "xtask"];
 
 /// The crates that implement backends: only bitnet-quant may name their types.
 const BACKENDS: [&str; 5] = ["burn-flex", "burn-ndarray", "burn-wgpu", "burn-cuda", "burn-cubecl"];

@@ -148,7 +148,7 @@ fn print_summary(report: &ConversionReport, flags: &Flags) -> Result<(), CliErro
     Ok(print_line(&format!("{dst} is written; {} has every tensor", report.display()))?)
 }
 
-fn granularity(text: &str) -> Result<Granularity, String> {
+pub(crate) fn granularity(text: &str) -> Result<Granularity, String> {
     let group = || text.strip_prefix("group:")?.parse::<usize>().ok().filter(|group| group.is_power_of_two());
     match text {
         "tensor" => Ok(Granularity::Tensor),

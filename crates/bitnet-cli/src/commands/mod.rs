@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod compress;
 pub(crate) mod convert;
 mod devices;
 pub(crate) mod eval;
@@ -32,6 +33,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), CliError> {
 fn dispatch(command: &Command, global: &Global) -> Result<(), CliError> {
     match command {
         Command::Inspect(flags) => inspect::run(flags, global),
+        Command::Compress(flags) => compress::run(flags, global),
         Command::Convert(flags) => convert::run(flags, global),
         Command::Lrc(flags) => lrc::run(flags, global),
         Command::Train(flags) => train::run(flags, global),

@@ -11,6 +11,7 @@ fn help_and_version_succeed_and_misuse_does_not() {
     for word in [
         "inspect",
         "convert",
+        "compress",
         "lrc",
         "export",
         "logits",

@@ -6,6 +6,7 @@
 mod support;
 
 mod command_line;
+mod compress;
 mod generation;
 mod hub;
 mod lrc;

@@ -5,4 +5,5 @@ mod bad_input;
 mod decisions;
 mod kill;
 mod properties;
+mod schema;
 mod support;

@@ -1,0 +1,66 @@
+//! `bitnet compress`: the words of the command. What is written is tested in bitnet-compress.
+
+use std::fs;
+
+use crate::support::{names, read_json, repository, small};
+
+#[test]
+fn a_model_becomes_ternary_and_loads() {
+    let work = tempfile::tempdir().unwrap();
+    let target = work.path().join("target");
+    let run = bitnet!("compress", &small(), &target, "--packed", "--exclude", "*.down_proj.*");
+    assert!(run.err.contains("mode `tensors`, chosen automatically"), "{}", run.err);
+    let text = run.ok();
+    for word in ["2 bits", "TQ1_0", "int8", "0 differ", "compression_stats.json"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let stats = read_json(&target.join("compression_stats.json"));
+    assert_eq!(stats["options"]["exclude"][0], "*.down_proj.*");
+    assert_eq!(stats["verification"]["differences"], 0);
+    assert_eq!(names(work.path()), ["target"]);
+    bitnet!("inspect", &target).ok();
+
+    let again = bitnet!("compress", &small(), &target).failed();
+    assert!(again.contains("exists already"), "{again}");
+    let quiet = bitnet!("compress", &small(), &work.path().join("quiet"), "--quiet", "--mode", "tensors");
+    assert_eq!((quiet.status, quiet.out, quiet.err), (0, String::new(), String::new()));
+}
+
+#[test]
+fn options_may_stand_in_a_file() {
+    let work = tempfile::tempdir().unwrap();
+    let (config, target) = (work.path().join("options.toml"), work.path().join("target"));
+    fs::write(&config, "rule = { threshold = 0.2 }\ndtype = 'bf16'\n").unwrap();
+    bitnet!("compress", &small(), &target, "--config", &config).ok();
+    let stats = read_json(&target.join("compression_stats.json"));
+    assert_eq!(stats["options"]["dtype"], "bf16");
+    fs::write(&config, "dtype = 'bf16'\npakced = true\n").unwrap();
+    let error = bitnet!("compress", &small(), &work.path().join("b"), "--config", &config).failed();
+    assert!(
+        error.contains("options.toml") && error.contains("line 2") && error.contains("pakced"),
+        "{error}"
+    );
+    assert!(
+        bitnet!("compress", &small(), "x", "--config", &config, "--packed").misused().contains("--packed")
+    );
+    let both = bitnet!("compress", &small(), "x", "--threshold", "0.1", "--granularity", "row").misused();
+    assert!(both.contains("--threshold"), "{both}");
+}
+
+#[test]
+fn refusals_are_one_line_and_write_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let target = work.path().join("target");
+    let refused = |words: &[&str]| {
+        let mut command = crate::support::command();
+        command.arg("compress").arg(small()).arg(&target).args(words);
+        crate::support::run(&mut command).failed()
+    };
+    assert!(refused(&["--exclude", "*.q_prj.*"]).contains("`*.q_prj.*` matches no tensor"));
+    assert!(refused(&["--include", "[a"]).contains("[a"));
+    assert!(refused(&["--granularity", "group:4096"]).contains("groups of 4096 do not fit"));
+    assert!(refused(&["--threshold=-1"]).contains("threshold is -1"));
+    let nothing = bitnet!("compress", &repository("crates"), &target).failed();
+    assert!(nothing.contains("holds no safetensors files"), "{nothing}");
+    assert_eq!(names(work.path()), Vec::<String>::new());
+}
