@@ -30,6 +30,7 @@
 //! - The bytes depend on source and options alone: not on threads, nor on where a run was killed and resumed.
 
 mod at;
+mod beside;
 mod decide;
 mod disk;
 mod error;
@@ -41,6 +42,7 @@ mod names;
 mod options;
 mod packed;
 mod plan;
+mod report;
 mod source;
 mod stats;
 mod verify;

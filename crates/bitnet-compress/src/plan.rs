@@ -7,11 +7,12 @@ use std::thread;
 
 use serde_json::json;
 
+use crate::beside::write_json;
 use crate::decide::{Decision, Matrices, decide};
 use crate::layout::{self, Artifact, OutFile, PackedPlace, Place, dense_float};
 use crate::manifest::{self, Done, Manifest, Sums};
-use crate::source::{Source, read_error, write_error};
-use crate::stats::{FORMS, FileStats, Form, Stats, TensorStats, TernaryStats, Totals, Verification};
+use crate::source::{Source, write_error};
+use crate::stats::{Stats, Verification};
 use crate::verify;
 use crate::write::{self, Out, PackedOut, Weight};
 use crate::{CompressError, Options, disk};
@@ -33,12 +34,12 @@ pub enum Stage {
 
 /// A checked job: what would be written and where. Nothing is written yet.
 pub struct Plan {
-    source: Source,
-    target: PathBuf,
-    options: Options,
-    decisions: Vec<(Decision, Matrices)>,
-    dense: Artifact<Place>,
-    packed: Option<Artifact<PackedPlace>>,
+    pub(crate) source: Source,
+    pub(crate) target: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) decisions: Vec<(Decision, Matrices)>,
+    pub(crate) dense: Artifact<Place>,
+    pub(crate) packed: Option<Artifact<PackedPlace>>,
 }
 
 /// Compresses a checkpoint: [`Plan::new`], then [`Plan::run`].
@@ -110,7 +111,7 @@ impl Plan {
         Ok(self.target.with_file_name(format!(".{}.partial", name.to_string_lossy())))
     }
 
-    fn files(&self) -> impl Iterator<Item = &OutFile> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &OutFile> {
         self.dense.files.iter().chain(self.packed.iter().flat_map(|packed| &packed.files))
     }
 
@@ -300,107 +301,6 @@ impl Plan {
         }
         Ok(verification)
     }
-
-    fn stats(&self, sums: &[Option<Sums>], verification: Verification) -> Stats {
-        let granularity = self.options.rule.granularity();
-        let mut tensors = Vec::with_capacity(sums.len());
-        let (mut forms, mut codes, mut errors, mut squares) = ([Form::default(); 3], [0; 3], 0.0, 0.0);
-        let (mut weights, mut linear_before) = (0, 0);
-        for (i, tensor) in self.source.tensors.iter().enumerate() {
-            let (decision, matrices) = &self.decisions[i];
-            if let Some(sums) = &sums[i] {
-                forms
-                    .iter_mut()
-                    .zip(FORMS)
-                    .for_each(|(form, storage)| form.add(storage, matrices, granularity));
-                codes.iter_mut().zip(sums.codes).for_each(|(all, n)| *all += n);
-                errors += f64::from_bits(sums.errors);
-                squares += f64::from_bits(sums.squares);
-                weights += matrices.len() as u64;
-                linear_before += tensor.bytes;
-            }
-            tensors.push(TensorStats {
-                name: tensor.name.clone(),
-                file: self.source.files[tensor.file].name.clone(),
-                shape: tensor.shape.clone(),
-                dtype: format!("{:?}", tensor.dtype).to_lowercase(),
-                decision: decision.clone(),
-                bytes_before: tensor.bytes,
-                bytes_after: self.dense.places[i].bytes,
-                bytes_packed: self.packed.as_ref().map(|packed| match packed.places[i] {
-                    PackedPlace::Ternary { codes, scales } => codes.bytes + scales.bytes,
-                    PackedPlace::Copy(place) => place.bytes,
-                }),
-                ternary: sums[i].as_ref().map(|sums| TernaryStats::new(*matrices, sums)),
-            });
-        }
-        let before: u64 = self.source.files.iter().map(|file| file.bytes).sum();
-        let size = |files: &[OutFile]| files.iter().map(|file| file.bytes).sum();
-        forms.iter_mut().for_each(|form| form.finish(4 * weights, linear_before, before));
-        let [two_bit, tq1_0, int8] = forms;
-        let ternarized = sums.iter().flatten().count();
-        let total = Totals {
-            ternarized,
-            left: tensors.len() - ternarized,
-            weights,
-            codes,
-            shares: crate::stats::shares(codes),
-            relative_error: crate::stats::relative_error(errors, squares),
-            linear_bytes_before: linear_before,
-            linear_bytes_f32: 4 * weights,
-            file_bytes_before: before,
-            file_bytes_after: size(&self.dense.files),
-            file_bytes_packed: self.packed.as_ref().map(|packed| size(&packed.files)),
-            two_bit,
-            tq1_0,
-            int8,
-        };
-        let sources = self.source.files.iter().cycle();
-        let files = self.files().zip(sources).map(|(file, source)| FileStats {
-            path: file.path.to_string_lossy().into_owned(),
-            bytes_before: source.bytes,
-            bytes_after: file.bytes,
-        });
-        let copied = self.source.companions.iter().map(|(path, _)| path.to_string_lossy().into_owned());
-        Stats {
-            version: 1,
-            mode: "tensors".into(),
-            options: self.options.clone(),
-            tensors,
-            files: files.collect(),
-            copied: copied.collect(),
-            skipped: self.source.skipped.clone(),
-            total,
-            verification,
-        }
-    }
-
-    /// Copies the other files, and writes the indexes.
-    fn write_companions(&self, folder: &Path) -> Result<(), CompressError> {
-        for (path, _) in &self.source.companions {
-            let (from, to) = (self.source.folder.join(path), folder.join(path));
-            fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(write_error(&to))?;
-            let bytes = fs::read(&from).map_err(read_error(&from))?;
-            fs::write(&to, bytes).map_err(write_error(&to))?;
-        }
-        let Some((name, index)) = &self.source.index else { return Ok(()) };
-        let to = folder.join(name);
-        if self.options.dtype.is_none() {
-            let from = self.source.folder.join(name);
-            let bytes = fs::read(&from).map_err(read_error(&from))?;
-            fs::write(&to, bytes).map_err(write_error(&to))?;
-        } else {
-            let mut index = index.clone();
-            index["metadata"]["total_size"] =
-                json!(self.dense.places.iter().map(|place| place.bytes).sum::<u64>());
-            write_json(&to, &index)?;
-        }
-        if let Some(packed) = &self.packed {
-            let index = layout::packed_index(&self.source, packed, index);
-            write_json(&folder.join(crate::packed::FOLDER).join(name), &index)?;
-        }
-        Ok(())
-    }
 }
 
 /// Whether the target is the source or below it.
@@ -425,11 +325,4 @@ fn remove_all_but(folder: &Path, name: &str) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), CompressError> {
-    let write = write_error(path);
-    let mut text = serde_json::to_string_pretty(value).map_err(|error| write(error.into()))?;
-    text.push('\n');
-    fs::write(path, text).map_err(write)
 }
