@@ -1,6 +1,7 @@
 //! What is written beside the tensors: copies of other files, and indexes.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
@@ -15,14 +16,14 @@ impl Plan {
             let (from, to) = (self.source.folder.join(path), folder.join(path));
             fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(write_error(&to))?;
             let bytes = fs::read(&from).map_err(read_error(&from))?;
-            fs::write(&to, bytes).map_err(write_error(&to))?;
+            write_whole(&to, &bytes)?;
         }
         let Some((name, index)) = &self.source.index else { return Ok(()) };
         let to = folder.join(name);
         if self.options.dtype.is_none() {
             let from = self.source.folder.join(name);
             let bytes = fs::read(&from).map_err(read_error(&from))?;
-            fs::write(&to, bytes).map_err(write_error(&to))?;
+            write_whole(&to, &bytes)?;
         } else {
             let mut index = index.clone();
             index["metadata"]["total_size"] =
@@ -41,5 +42,15 @@ pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(
     let write = write_error(path);
     let mut text = serde_json::to_string_pretty(value).map_err(|error| write(error.into()))?;
     text.push('\n');
-    fs::write(path, text).map_err(write)
+    write_whole(path, text.as_bytes())
+}
+
+/// Writes a file so that it outlasts a crash of the system.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), CompressError> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(write_error(path))
 }

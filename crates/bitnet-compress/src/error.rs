@@ -217,3 +217,10 @@ pub enum CompressError {
         source: FormatError,
     },
 }
+
+impl CompressError {
+    /// Whether the same run may succeed later, from where it is.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Busy { .. })
+    }
+}

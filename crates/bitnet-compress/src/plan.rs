@@ -126,32 +126,45 @@ impl Plan {
     /// artifacts that are not what was meant, and failures of the disk.
     pub fn run(&self, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Stats, CompressError> {
         let folder = self.unfinished()?;
-        let write = write_error(&folder);
-        fs::create_dir_all(&folder).map_err(&write)?;
+        let result = self.build(&folder, progress);
+        if result.as_ref().is_err_and(|error| !error.may_pass()) {
+            // Whoever tries again gets the same error, or must not go on with what is wrong.
+            let _ = fs::remove_dir_all(&folder);
+        }
+        result
+    }
+
+    fn build(
+        &self,
+        folder: &Path,
+        progress: &mut dyn FnMut(Stage, u64, u64),
+    ) -> Result<Stats, CompressError> {
+        let write = write_error(folder);
+        fs::create_dir_all(folder).map_err(&write)?;
         let fingerprint =
             json!([env!("CARGO_PKG_VERSION"), self.source.fingerprint(), self.options]).to_string();
-        let (mut manifest, known) = Manifest::open(&folder, &fingerprint)?;
+        let (mut manifest, known) = Manifest::open(folder, &fingerprint)?;
         let mut sums: Vec<Option<Option<Sums>>> = vec![None; self.decisions.len()];
         let files = match known {
-            Some(known) if self.have_their_sizes(&folder) => {
+            Some(known) if self.have_their_sizes(folder) => {
                 for Done { tensor, sums: found } in known {
                     if let Some(sums) = sums.get_mut(tensor) {
                         *sums = Some(found);
                     }
                 }
-                self.open_files(&folder, false)?
+                self.open_files(folder, false)?
             }
             _ => {
                 // The lock stays: it is the manifest's own.
-                remove_all_but(&folder, manifest::NAME).map_err(&write)?;
-                let files = self.open_files(&folder, true)?;
+                remove_all_but(folder, manifest::NAME).map_err(&write)?;
+                let files = self.open_files(folder, true)?;
                 manifest.begin(&fingerprint)?;
                 files
             }
         };
         let all = self.source.tensors.iter().map(|tensor| tensor.bytes).sum();
         let (start_sync, requests) = mpsc::sync_channel(1);
-        let verified = thread::scope(|scope| {
+        let (sums, verification) = thread::scope(|scope| {
             // The disk works meanwhile, and the last synchronisation finds little to do.
             let to_sync = &files;
             scope.spawn(move || {
@@ -178,14 +191,9 @@ impl Plan {
             let sums: Vec<Option<Sums>> = sums.into_iter().map(Option::flatten).collect();
             let found = self.verify(&files, &sums, &mut |done| progress(Stage::Verify, done, all))?;
             Ok((sums, found))
-        });
-        if let Err(CompressError::Verification { .. }) = verified {
-            // Whoever tries again must not go on with it.
-            remove_all_but(&folder, "").map_err(&write)?;
-        }
-        let (sums, verification) = verified?;
+        })?;
         let stats = self.stats(&sums, verification);
-        self.write_companions(&folder)?;
+        self.write_companions(folder)?;
         write_json(&folder.join(STATS), &stats)?;
         for (file, out) in files.iter().zip(self.files()) {
             file.sync_all().map_err(write_error(&folder.join(&out.path)))?;
@@ -196,7 +204,7 @@ impl Plan {
         if self.target.is_dir() {
             fs::remove_dir(&self.target).map_err(&rename)?;
         }
-        fs::rename(&folder, &self.target).map_err(&rename)?;
+        fs::rename(folder, &self.target).map_err(&rename)?;
         Ok(stats)
     }
 

@@ -21,9 +21,9 @@ const ORDER: [(&str, &[&str]); 16] = [
     ("bitnet-text", &[]),
     ("bitnet-convert", &["bitnet-lrc", "bitnet-model", "bitnet-text"]),
     ("bitnet-train", &["bitnet-convert"]),
-    ("bitnet-pipeline", &["bitnet-train"]),
+    ("bitnet-pipeline", &["bitnet-train", "bitnet-compress"]),
     ("bitnet-arch", &["bitnet-pipeline"]),
-    ("bitnet-cli", &["bitnet-pipeline", "bitnet-compress"]),
+    ("bitnet-cli", &["bitnet-pipeline"]),
     ("bitnet-tests", &["bitnet-arch"]),
     ("xtask", &[]),
 ];

@@ -20,7 +20,7 @@ fn refused(source: &Path, target: &Path, options: &Options) -> CompressError {
     let before = tree(source);
     let error = run(source, target, options).unwrap_err();
     assert_eq!(tree(source), before);
-    assert!(!target.exists(), "{error}");
+    assert!(!target.exists() && !target.with_file_name(".target.partial").exists(), "{error}");
     error
 }
 
