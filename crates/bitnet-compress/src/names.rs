@@ -178,22 +178,13 @@ fn module<'a>(segments: &[&'a str]) -> &'a str {
     }
 }
 
-/// Whether a name stands in a numbered block, as `h.3.attn`.
+/// Whether a name stands in a numbered block, as `h.3.attn.weight`: behind a number that is not the module's own, as it
+/// is in `projector.0.weight`.
 pub(crate) fn is_in_block(name: &str) -> bool {
-    block(name).is_some()
-}
-
-/// The part before the last number: `layers.0.mlp.experts.` of `layers.0.mlp.experts.3.w1.weight`.
-fn block(name: &str) -> Option<&str> {
-    let mut end = name.len();
-    for segment in name.rsplit('.') {
-        let start = end - segment.len();
-        if !segment.is_empty() && start > 0 && segment.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Some(&name[..start]);
-        }
-        end = start.saturating_sub(1);
-    }
-    None
+    let segments: Vec<&str> = name.split('.').collect();
+    let is_number = |segment: &str| !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit());
+    (1..segments.len())
+        .any(|i| is_number(segments[i]) && segments[i + 1..].iter().any(|segment| *segment != "weight"))
 }
 
 /// Whether a name is that of experts' weights, as in `mlp.experts.gate_up_proj`.
@@ -313,7 +304,9 @@ mod tests {
         for (name, expected) in [
             ("model.layers.0.x.weight", true),
             ("h.11.mlp", true),
-            ("layers.3", true),
+            ("blocks.0.mlp.2.weight", true),
+            ("layers.3", false),
+            ("mm_projector.0.weight", false),
             ("lm_head.weight", false),
             ("0.weight", false),
             ("a.b2.c", false),
