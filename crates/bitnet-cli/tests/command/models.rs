@@ -155,6 +155,30 @@ fn force_replaces_a_model_and_nothing_else() {
     assert_eq!(fs::read(&file).unwrap()[..4], *b"GGUF");
 }
 
+/// The disk is full where no file may become longer than 100 kB: nothing new is left, and what was there stays.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_what_was_there() {
+    let work = tempfile::tempdir().unwrap();
+    let model = converted(&work, &["--sub-norm", "none"]);
+    for (format, name) in [("gguf", "model.gguf"), ("hf-bitlinear", "packed")] {
+        let target = work.path().join(name);
+        let before = names(work.path());
+        let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" export \"$1\" \"$2\" --force --format \"$3\"";
+        let full = || {
+            let mut bash = std::process::Command::new("bash");
+            bash.args(["-c", script, env!("CARGO_BIN_EXE_bitnet")]).arg(&model).arg(&target).arg(format);
+            crate::support::run(&mut bash).failed()
+        };
+        assert!(full().contains("cannot write"));
+        assert_eq!(names(work.path()), before);
+        bitnet!("export", &model, &target, "--format", format).ok();
+        let expected = logits(&target, &work);
+        assert!(full().contains("cannot write"));
+        assert_eq!(logits(&target, &work), expected);
+    }
+}
+
 #[test]
 fn every_export_is_the_same_model() {
     let work = tempfile::tempdir().unwrap();
