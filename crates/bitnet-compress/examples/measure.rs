@@ -22,17 +22,18 @@ fn main() -> Result<(), Error> {
             let (source, target) = (folder.join("source"), folder.join("target"));
             let bytes = write_checkpoint(&source, (gb * 1e9) as u64)?;
             let options = Options { packed, ..Options::default() };
-            let (start, mut written) = (Instant::now(), 0.0);
+            let (start, cpu, mut written) = (Instant::now(), cpu_seconds(), 0.0);
             let stats = compress(&source, &target, &options, &mut |stage, _, _| {
                 if stage == Stage::Write {
                     written = start.elapsed().as_secs_f64();
                 }
             })?;
             let seconds = start.elapsed().as_secs_f64();
+            let cpu = cpu.zip(cpu_seconds()).map_or(f64::NAN, |(before, after)| after - before);
             let speed = |seconds: f64| bytes as f64 / 1e6 / seconds;
             println!(
                 "{gb} GB, packed {packed}: {seconds:.2} s, {:.0} MB/s of input in all, {:.0} MB/s until it was written; \
-                 peak {}; {} tensors ternary",
+                 peak {}; {cpu:.1} s of processor time; {} tensors ternary",
                 speed(seconds),
                 speed(written),
                 peak().unwrap_or_else(|| "unknown".into()),
@@ -88,6 +89,14 @@ fn write_checkpoint(folder: &Path, bytes: u64) -> Result<u64, Error> {
     }
     file.into_inner()?.sync_all()?;
     Ok(end)
+}
+
+/// Processor time of this process, user and system, on Linux, whose clock ticks 100 times a second.
+fn cpu_seconds() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |i: usize| fields.get(i)?.parse::<f64>().ok();
+    Some((ticks(11)? + ticks(12)?) / 100.0)
 }
 
 /// The most memory that this process has held, on Linux.
