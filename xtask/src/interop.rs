@@ -1,6 +1,6 @@
 //! The checks against other engines: `cargo xtask interop` makes what they need and starts `tests/interop/run.py`.
 
-mod environment;
+pub(crate) mod environment;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

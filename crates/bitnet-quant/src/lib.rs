@@ -41,7 +41,7 @@ pub use error::QuantError;
 pub use groups::{GroupQuant, fake_quantize_groups};
 pub use hadamard::hadamard;
 pub use half::{half_linear, half_weight};
-pub use linear::{Quantization, bit_linear, bit_linear_reference};
+pub use linear::{Quantization, bit_linear, bit_linear_reference, with_plain_operations};
 pub use packed::{PackedLayout, PackedWeight, packed_linear, packed_linear_reference};
 pub use ste::straight_through;
 pub use sum::fold_sum;

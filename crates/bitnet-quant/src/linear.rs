@@ -1,3 +1,5 @@
+use std::cell::Cell;
+
 use burn::tensor::{DType, Tensor, module::linear};
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +51,11 @@ pub fn bit_linear<const D: usize>(
     let [d_output, d_input] = weight.dims();
     let mut shape = x.dims();
     let tokens = shape[..D - 1].iter().product();
-    match fused(&x.clone().reshape([tokens, d_input]), &weight, quantization, lambda) {
+    let fused = match PLAIN.get() {
+        true => None,
+        false => fused(&x.clone().reshape([tokens, d_input]), &weight, quantization, lambda),
+    };
+    match fused {
         Some(y) => {
             shape[D - 1] = d_output;
             let y = y.reshape(shape);
@@ -59,6 +65,26 @@ pub fn bit_linear<const D: usize>(
             }
         }
         None => bit_linear_reference(x, weight, bias, quantization, lambda),
+    }
+}
+
+thread_local! {
+    static PLAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with [`bit_linear_reference`] in place of the fused operation, in every layer that this thread runs
+/// forward: to measure what fusing gains, or to see whether a difference comes from it.
+pub fn with_plain_operations<R>(work: impl FnOnce() -> R) -> R {
+    let _before = Restored(PLAIN.replace(true));
+    work()
+}
+
+/// What [`PLAIN`] was, put back on drop, also when the work panics.
+struct Restored(bool);
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        PLAIN.set(self.0);
     }
 }
 
@@ -132,4 +158,18 @@ pub(crate) fn integer_product(x: &QuantizedActivations<2>, codes: Tensor<3>, sca
 #[cfg(not(any(feature = "flex", feature = "ndarray", feature = "cube")))]
 fn fused(_: &Tensor<2>, _: &Tensor<2>, _: Quantization, _: f32) -> Option<Tensor<2>> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_operations_end_with_the_work_also_when_it_panics() {
+        assert!(!PLAIN.get());
+        let inside = with_plain_operations(|| with_plain_operations(|| PLAIN.get()) && PLAIN.get());
+        assert!(inside && !PLAIN.get());
+        assert!(std::panic::catch_unwind(|| with_plain_operations(|| panic!("of the work"))).is_err());
+        assert!(!PLAIN.get());
+    }
 }
