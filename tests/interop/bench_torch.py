@@ -66,16 +66,18 @@ def main() -> None:
     optimizer = torch.optim.AdamW(llama.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     tokens = torch.tensor([[i * i * 31 % 49152 for i in range(args.tokens)]])
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
         start = time.perf_counter()
-        llama(input_ids=tokens, labels=tokens).loss.backward()
+        loss = llama(input_ids=tokens, labels=tokens).loss
+        forward = time.perf_counter() - start
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, forward
 
     step()
-    seconds = [step() for _ in range(args.repeat)]
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}))
+    seconds, forward = zip(*[step() for _ in range(args.repeat)])
+    print(json.dumps({"seconds": seconds, "forward_seconds": forward, "peak_bytes": peak_bytes()}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 //! Training steps at the shape of SmolLM2-135M: forward, backward, AdamW.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::time::Instant;
 
@@ -20,6 +21,8 @@ pub(crate) const TOKENS: u32 = 256;
 pub(crate) struct Steps {
     /// Of each step.
     pub(crate) seconds: Vec<f64>,
+    /// Of its forward pass, with the loss.
+    pub(crate) forward_seconds: Vec<f64>,
     /// The most memory that was resident, where the system says so.
     pub(crate) peak_bytes: Option<u64>,
 }
@@ -35,18 +38,25 @@ pub(crate) fn measure(kind: Child, layers: usize, repeat: u64) -> Result<Steps, 
     let config = TrainConfig { lambda, clip_norm: None, lr_warmup_steps: 0, ..TrainConfig::new(repeat + 1) };
     let mut trainer = Trainer::new(model(layers, !matches!(kind, Child::Dense))?, &config)?;
     let tokens: Vec<u32> = (0..TOKENS).map(|i| i * i * 31 % 49152).collect();
-    let mut step = || match naive {
-        true => with_plain_operations(|| trainer.step(&[[&tokens]], next_token_loss)),
-        false => trainer.step(&[[&tokens]], next_token_loss),
+    let forward = Cell::new(0.0);
+    let loss = |model: &CausalLm, batch: &[&[u32]; 1]| {
+        let start = Instant::now();
+        let loss = match naive {
+            true => with_plain_operations(|| next_token_loss(model, batch)),
+            false => next_token_loss(model, batch),
+        };
+        forward.set(start.elapsed().as_secs_f64());
+        loss
     };
-    step()?;
-    let mut seconds = Vec::new();
+    trainer.step(&[[tokens.as_slice()]], loss)?;
+    let (mut seconds, mut forward_seconds) = (Vec::new(), Vec::new());
     for _ in 0..repeat {
         let start = Instant::now();
-        step()?;
+        trainer.step(&[[tokens.as_slice()]], loss)?;
         seconds.push(start.elapsed().as_secs_f64());
+        forward_seconds.push(forward.get());
     }
-    Ok(Steps { seconds, peak_bytes: machine::peak_bytes() })
+    Ok(Steps { seconds, forward_seconds, peak_bytes: machine::peak_bytes() })
 }
 
 /// Random weights; the converted model has no sub-norm, so that the linear layers are all that differs.
