@@ -30,7 +30,7 @@ import check_tokenizers
 import check_transformers
 import libggml
 from command import Bitnet
-from models import Models
+from models import REPOSITORY, Models
 from report import Report
 
 CHECKS = {
@@ -84,7 +84,7 @@ def main() -> None:
         for name, (subject, check) in CHECKS.items():
             if not args.only or name in args.only:
                 report.run(subject, lambda: check(report, models))
-        page = report.page(table, bitnet.lines, INTRODUCTION).replace(str(work.resolve()), "WORK")
+        page = report.page(table, bitnet.lines, INTRODUCTION).replace(f"{REPOSITORY}/", "").replace(str(work.resolve()), "WORK")
         if args.transcript and not args.only:
             written = args.transcript.with_suffix(".partial")
             written.write_text(page)

@@ -1,5 +1,6 @@
 //! Threads that wait for short tasks.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::Yield;
@@ -14,27 +15,36 @@ pub fn with_awake_threads<R>(work: impl FnOnce() -> R) -> R {
         return work();
     }
     let done = AtomicBool::new(false);
-    let caller = rayon::current_thread_index();
     rayon::in_place_scope(|scope| {
-        scope.spawn_broadcast(|_, context| {
-            // The caller's own thread would wait for itself.
-            while caller != Some(context.index()) && !done.load(Ordering::Relaxed) {
+        scope.spawn_broadcast(|_, _| {
+            // A thread that has such work itself, the caller's own or another's, would wait for what waits for it.
+            while !WORKS.get() && !done.load(Ordering::Relaxed) {
                 if rayon::yield_now() != Some(Yield::Executed) {
                     std::hint::spin_loop();
                 }
             }
         });
-        let _done = SetOnDrop(&done);
+        let _end = End { done: &done, outer: WORKS.replace(true) };
         work()
     })
 }
 
-/// Lets the spinning threads go, also when `work` panics.
-struct SetOnDrop<'a>(&'a AtomicBool);
+thread_local! {
+    /// Whether this thread is within the work of a call.
+    static WORKS: Cell<bool> = const { Cell::new(false) };
+}
 
-impl Drop for SetOnDrop<'_> {
+/// Lets the spinning threads go, also when `work` panics.
+struct End<'a> {
+    done: &'a AtomicBool,
+    /// What [`WORKS`] was before.
+    outer: bool,
+}
+
+impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        WORKS.set(self.outer);
+        self.done.store(true, Ordering::Relaxed);
     }
 }
 
@@ -60,6 +70,14 @@ mod tests {
     fn calls_nest() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         assert_eq!(pool.install(|| with_awake_threads(sum_twice)), 999_000);
+    }
+
+    /// Each of two callers waits for parts that the other's thread would have to do.
+    #[test]
+    fn callers_in_one_pool_do_not_wait_for_each_other() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let many = || (0..2000).for_each(|_| assert_eq!(sum_twice(), 999_000));
+        pool.install(|| rayon::join(many, many));
     }
 
     #[test]
