@@ -33,13 +33,16 @@ pub mod layers_weight_only;
 pub mod lrc_add;
 pub mod lrc_calibrate;
 pub mod lrc_checkpoints;
+pub mod lrc_gains;
 pub mod lrc_outliers;
+pub(crate) mod one_slot;
 pub mod pack;
 pub mod quant_activation;
 pub mod quant_linear;
 pub mod quant_operands;
 pub mod quant_packed;
 pub mod quant_weight;
+pub mod training_settings;
 pub mod training_state;
 pub mod training_step;
 pub mod training_tiny_llama;
@@ -78,10 +81,12 @@ macro_rules! suite {
             lrc_calibrate: beats_the_residual_which_beats_nothing, goes_block_by_block, rounds_fit_the_weight_too,
                 follows_the_config, refuses;
             lrc_outliers: scores, rotation, corrections_on_treated_slots, refuses;
+            lrc_gains: sizes, gains, conversion;
             lrc_checkpoints: corrections_are_saved, checkpoints_are_corrected_by_name, adapters_are_saved, treated_slots_are_saved, other_formats_refuse,
                 peft_adapters, gguf_adapters, damaged_configs;
             training_warmup: schedules_reach_the_slots, saved_and_restored, independent, bad_settings;
             training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
+            training_settings: gradient_checkpointing, half_precision;
             training_state: saved_and_loaded, what_decays;
             training_tiny_llama: reference;
             training_trajectory: dense, constant, ramp;

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use bitnet_arch::convert::{LoadOptions, load};
-use bitnet_arch::layers::{
-    Blocks, Form, InputHook, Projection, for_each_slot, for_each_slot_mut, set_lambda, slots,
-};
+use bitnet_arch::convert::{Checkpoint, LoadOptions, load};
+use bitnet_arch::layers::{Form, InputHook, Projection, for_each_slot, for_each_slot_mut, set_lambda};
 use bitnet_arch::lrc::{
     Calibration, ErrorOf, ErrorReport, Init, LeftBecause, LrcConfig, LrcError, LrcReport, SlotAction,
     SlotRule, add_lrc, calibrate, remove,
@@ -15,10 +13,11 @@ use bitnet_arch::lrc::{
 use bitnet_arch::model::CausalLm;
 use bitnet_arch::quant::{GroupQuant, Quantization};
 use bitnet_arch::text::Tokenizer;
-use burn::module::{Module, Param};
+use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::check::values;
+use crate::one_slot::OneSlot;
 use crate::vectors::random;
 
 /// Tokens of a window, windows of a batch.
@@ -29,9 +28,14 @@ fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
+/// The repository's small trained model, with what stands beside it.
+pub fn dense_small_checkpoint(device: &Device) -> Checkpoint {
+    load(repository("assets/small-model"), device, &LoadOptions::default()).unwrap()
+}
+
 /// The repository's small trained model.
 pub fn dense_small_model(device: &Device) -> CausalLm {
-    load(repository("assets/small-model"), device, &LoadOptions::default()).unwrap().model
+    dense_small_checkpoint(device).model
 }
 
 /// Batches of tokens of a text that never changes.
@@ -54,49 +58,6 @@ fn small_model(device: &Device) -> (CausalLm, Vec<Tensor<2, Int>>) {
 
 fn calibrated(rule: SlotRule, rounds: usize) -> LrcConfig {
     LrcConfig { slots: vec![rule], init: Init::Calibrated { rounds }, ..LrcConfig::default() }
-}
-
-/// A model of one slot in one block, which takes the slot's inputs.
-#[derive(Module, Debug)]
-struct Single {
-    blocks: Vec<Alone>,
-}
-slots!(Single { blocks });
-
-#[derive(Module, Debug)]
-struct Alone {
-    slot: Projection,
-}
-slots!(Alone { slot });
-
-impl Blocks for Single {
-    type Batch = Tensor<3>;
-
-    fn n_blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    fn block_path(&self, block: usize) -> String {
-        format!("blocks.{block}")
-    }
-
-    fn enter(&self, batch: &Tensor<3>) -> Tensor<3> {
-        batch.clone()
-    }
-
-    fn forward_block(&self, block: usize, state: Tensor<3>) -> Tensor<3> {
-        self.blocks[block].slot.forward(state)
-    }
-}
-
-impl Single {
-    fn new(slot: &Projection) -> Self {
-        Self { blocks: vec![Alone { slot: slot.clone() }] }
-    }
-
-    fn slot(&self) -> &Projection {
-        &self.blocks[0].slot
-    }
 }
 
 /// Every slot of a model with what it sees of each batch, `[1, tokens, d_input]`.
@@ -160,7 +121,7 @@ pub fn beats_the_residual_which_beats_nothing(device: &Device) {
             let residual = LrcConfig { init: Init::SvdResidual, ..calibrated(rule.clone(), 0) };
             let (residual, _) = add_lrc(slot.clone(), &residual).unwrap();
             let (fitted, calibration) =
-                calibrate(Single::new(slot), seen, &calibrated(rule.clone(), 0)).unwrap();
+                calibrate(OneSlot::new(slot), seen, &calibrated(rule.clone(), 0)).unwrap();
             let candidates = [fitted.slot(), &residual, slot];
             let on_seen = candidates.map(|slot| output_error(slot, &weight, seen));
             assert!(on_seen.is_sorted(), "{path} {rule:?}: calibrated, residual, none {on_seen:?}");
@@ -225,7 +186,7 @@ pub fn rounds_fit_the_weight_too(device: &Device) {
     for (path, slot, inputs) in &observed(&model, &batches) {
         let weight = slot.latent_weight().unwrap();
         let config = calibrated(SlotRule::percentage(0.1), 3);
-        let (fitted, Calibration { report, .. }) = calibrate(Single::new(slot), inputs, &config).unwrap();
+        let (fitted, Calibration { report, .. }) = calibrate(OneSlot::new(slot), inputs, &config).unwrap();
         let error = errors(&report)[0];
         assert!((2..=4).contains(&error.after.len()), "{path}: {error:?}");
         let kept = error
@@ -295,7 +256,7 @@ pub fn refuses(device: &Device) {
     // Inputs that are all zero say nothing: the correction is that of the weight.
     let slot = Projection::from(crate::layers_low_rank::bit_linear(random::<2>([6, 8], 70, device)));
     let zeros = Tensor::<3>::zeros([1, 5, 8], device);
-    let (fitted, calibration) = calibrate(Single::new(&slot), &[zeros], &plain).unwrap();
+    let (fitted, calibration) = calibrate(OneSlot::new(&slot), &[zeros], &plain).unwrap();
     assert_eq!(
         *errors(&calibration.report)[0],
         ErrorReport { of: ErrorOf::Output, before: 0.0, after: vec![0.0] }

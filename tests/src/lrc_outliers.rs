@@ -1,20 +1,18 @@
 //! Conversions that treat outliers apart, and corrections on top of them.
 
-use bitnet_arch::layers::{
-    Blocks, Form, Outliers, Projection, for_each_slot, for_each_slot_mut, set_lambda, slots,
-};
+use bitnet_arch::layers::{Form, Outliers, Projection, for_each_slot, for_each_slot_mut, set_lambda};
 use bitnet_arch::lrc::{
     HadamardConfig, Init, LrcConfig, LrcError, OutlierAction, OutlierLeft, SalientConfig, SlotAction,
     SlotRule, add_lrc, calibrate, keep_salient, rotate, stats,
 };
 use bitnet_arch::quant::Quantization;
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::check::{SUMMATION, assert_close_relative, max_difference, values};
 use crate::layers_low_rank::bit_linear;
 use crate::layers_slots::Mixture;
 use crate::lrc_calibrate::{dense_small_model, latent_weights, output_error, token_batches};
+use crate::one_slot::OneSlot;
 use crate::vectors::{W, X, random};
 
 /// Scores of the acceptance vectors' columns: 1.926, 0.474, 1.110.
@@ -24,55 +22,16 @@ pub fn scores(device: &Device) {
     // 1 % of 3 columns is one at least; two thirds are two.
     for (ratio, expected) in [(0.01, vec![0]), (0.67, vec![0, 2])] {
         let config = SalientConfig { ratio, ..SalientConfig::default() };
-        let (model, report) = keep_salient(One::new(&slot), &[batch()], &config).unwrap();
+        let (model, report) = keep_salient(OneSlot::new(&slot), &[batch()], &config).unwrap();
         assert_eq!(
             report.slots,
             [("blocks.0.slot".into(), OutlierAction::Kept { columns: expected.clone() })]
         );
-        let Some(Outliers::Salient(salient)) = &model.blocks[0].slot.outliers else { panic!() };
+        let Some(Outliers::Salient(salient)) = &model.slot().outliers else { panic!() };
         assert_eq!(salient.columns(), expected);
-        assert!(model.blocks[0].slot.on_input.is_none());
+        assert!(model.slot().on_input.is_none());
         let (_, again) = keep_salient(model, &[batch()], &config).unwrap();
         assert_eq!(again.slots[0].1, OutlierAction::Left(OutlierLeft::TreatsThem));
-    }
-}
-
-/// One slot in one block.
-#[derive(Module, Debug)]
-struct One {
-    blocks: Vec<Inner>,
-}
-slots!(One { blocks });
-
-#[derive(Module, Debug)]
-struct Inner {
-    slot: Projection,
-}
-slots!(Inner { slot });
-
-impl One {
-    fn new(slot: &Projection) -> Self {
-        Self { blocks: vec![Inner { slot: slot.clone() }] }
-    }
-}
-
-impl Blocks for One {
-    type Batch = Tensor<3>;
-
-    fn n_blocks(&self) -> usize {
-        1
-    }
-
-    fn block_path(&self, block: usize) -> String {
-        format!("blocks.{block}")
-    }
-
-    fn enter(&self, batch: &Tensor<3>) -> Tensor<3> {
-        batch.clone()
-    }
-
-    fn forward_block(&self, block: usize, state: Tensor<3>) -> Tensor<3> {
-        self.blocks[block].slot.forward(state)
     }
 }
 
@@ -150,7 +109,7 @@ pub fn refuses(device: &Device) {
     let slot = Projection::from(bit_linear(random::<2>([6, 8], 96, device)));
     let batch = random::<3>([1, 5, 8], 97, device);
     let refused = |slot: &Projection, batches: &[Tensor<3>], config: &SalientConfig| {
-        keep_salient(One::new(slot), batches, config).unwrap_err()
+        keep_salient(OneSlot::new(slot), batches, config).unwrap_err()
     };
     let config = SalientConfig::default();
     for ratio in [0.0, 1.0, f64::NAN] {
@@ -168,6 +127,6 @@ pub fn refuses(device: &Device) {
     assert!(packed.pack().unwrap());
     assert!(matches!(refused(&packed, &[batch], &config), LrcError::NoLatentWeight { .. }));
     let all = HadamardConfig { slots: vec!["*".into()], ..HadamardConfig::default() };
-    let error = rotate(One::new(&packed), &all).unwrap_err();
+    let error = rotate(OneSlot::new(&packed), &all).unwrap_err();
     assert!(matches!(error, LrcError::NoLatentWeight { .. }), "{error}");
 }

@@ -61,6 +61,7 @@ impl Settings {
             decay: Decay::All,
             clip_norm: (self.clip > 0.0).then_some(self.clip),
             lambda,
+            ..TrainConfig::new(self.steps)
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut};
-use bitnet_lrc::{SalientConfig, keep_salient};
+use bitnet_lrc::{SalientConfig, calibrate_gains, keep_salient};
 use bitnet_quant::check_granularity;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
@@ -23,21 +23,21 @@ use crate::{
 /// - [`ConvertError::Pattern`] for a glob that cannot be read or matches nothing
 /// - [`ConvertError::Layer`] where the granularity does not fit a weight; no slot is changed then
 /// - [`ConvertError::MixedPolicy`] where some slots are BitNet already and the policy asks the rest to be otherwise
-/// - [`ConvertError::NeedsData`] for a policy with salient columns: see [`convert_calibrated`]
+/// - [`ConvertError::NeedsData`] for a policy that looks at calibration data: see [`convert_calibrated`]
 pub fn convert(
     checkpoint: Checkpoint,
     policy: &Policy,
 ) -> Result<(Checkpoint, ConversionReport), ConvertError> {
-    match policy.salient {
-        Some(_) => Err(ConvertError::NeedsData),
-        None => convert_checkpoint(checkpoint, policy),
+    if policy.needs_data() {
+        return Err(ConvertError::NeedsData);
     }
+    convert_checkpoint(checkpoint, policy)
 }
 
 /// [`convert`], for a policy that looks at calibration data: batches of tokens `[B, T]`, as
 /// [`CausalLm::batch`](bitnet_model::CausalLm::batch) makes them.
 ///
-/// The model comes back without autodiff where the policy has salient columns.
+/// The model comes back without autodiff where the policy does look at them.
 ///
 /// # Errors
 /// Those of [`convert`], and [`ConvertError::Lrc`] for the data.
@@ -59,7 +59,18 @@ pub fn convert_calibrated(
         let config = SalientConfig { slots, ratio, ..SalientConfig::default() };
         checkpoint.model = keep_salient(checkpoint.model, batches, &config)?.0;
     }
-    convert_checkpoint(checkpoint, policy)
+    let mut normed = Vec::new();
+    for_each_slot(&checkpoint.model, |path, slot| {
+        if slot.sub_norm.is_some() {
+            normed.push(path.to_owned());
+        }
+    });
+    let (mut checkpoint, report) = convert_checkpoint(checkpoint, policy)?;
+    if policy.calibrates_gains() {
+        let new = |path: &str| !normed.iter().any(|normed| normed == path);
+        checkpoint.model = calibrate_gains(checkpoint.model, batches, new)?.0;
+    }
+    Ok((checkpoint, report))
 }
 
 fn convert_checkpoint(
@@ -119,7 +130,7 @@ pub fn convert_slots<M: Module + Slots>(
     eps: f64,
     is_output: impl Fn(&str) -> bool,
 ) -> Result<(M, ConversionReport), ConvertError> {
-    if policy.salient.is_some() {
+    if policy.needs_data() {
         return Err(ConvertError::NeedsData);
     }
     let done = convert_slots_named(&mut module, policy, eps, is_output, str::to_owned)?;

@@ -118,7 +118,7 @@ pub enum ConvertError {
         asked: String,
     },
     /// The policy has salient columns, which are chosen on calibration data.
-    #[error("the policy keeps salient columns: expected calibration data to choose them on")]
+    #[error("the policy keeps salient columns or calibrates gains: expected calibration data")]
     NeedsData,
     /// A correction, adapter or treatment of outliers does not fit, or its calibration failed.
     #[error(transparent)]

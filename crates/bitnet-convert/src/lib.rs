@@ -64,7 +64,7 @@ pub use inspect::{
 };
 pub use pack::{PackReport, PackedSlot, pack, pack_slots};
 pub use peft::export_peft;
-pub use policy::{Placement, Policy};
+pub use policy::{Placement, Policy, SubNormGain};
 pub use report::{Action, ConversionReport, LeftBecause, TensorReport};
 pub use shards::{Layout, WeightType};
 pub use stage1::{Stage1Options, auto_stage1, is_bitnet_folder, stage1, stage1_calibrated, stage1_watched};

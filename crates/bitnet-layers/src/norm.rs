@@ -3,6 +3,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::LayerError;
+use crate::param::replace;
 
 /// Configuration of an [`RmsNorm`].
 #[derive(Config, Debug)]
@@ -64,6 +65,12 @@ impl RmsNorm {
             gain = gain.add_scalar(self.gain_offset);
         }
         (x * rms.recip() * gain.unsqueeze()).cast(dtype)
+    }
+
+    /// Makes the gain the same number everywhere, what is stored and its offset together.
+    pub fn set_gain(&mut self, gain: f64) {
+        let stored = self.gain.val().inner().full_like(gain - self.gain_offset);
+        replace(&mut self.gain, stored);
     }
 }
 

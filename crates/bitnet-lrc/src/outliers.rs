@@ -1,13 +1,13 @@
 //! Slots that treat outliers of their input apart: conversions that go before ternarizing.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use bitnet_layers::{Blocks, Form, InputHook, Projection, Slots, for_each_slot_mut};
+use bitnet_layers::{Blocks, Form, Projection, Slots};
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
+use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Selected, Selection};
+use crate::observe::observe;
 use crate::slots::{matrix, paths, try_each, try_each_mut};
 use crate::{LrcError, SlotRule};
 
@@ -199,31 +199,13 @@ fn magnitudes<M: Module + Blocks>(
     batches: &[M::Batch],
     selection: &Selection,
 ) -> Result<Vec<(String, Vec<f64>)>, LrcError> {
-    let mut seen = Vec::new();
-    for_each_slot_mut(model, |path, slot| {
-        if left(selection, path, slot).is_none() {
-            let sums = Arc::new(Mutex::new(Vec::new()));
-            seen.push((path.to_owned(), sums.clone(), vec![0.0; slot.d_input()]));
-            slot.on_input = Some(InputHook::new(move |x: Tensor<2>| {
-                let sum = x.cast(DType::F32).abs().sum_dim(0);
-                sums.lock().unwrap_or_else(PoisonError::into_inner).push(sum);
-            }));
-        }
+    let wanted = |path: &str, slot: &Projection| left(selection, path, slot).is_none();
+    let seen = observe(model, batches, wanted, |x| x.cast(DType::F32).abs().sum_dim(0))?;
+    let totals = seen.into_iter().map(|(path, sums)| {
+        let d_input = sums.first().map_or(0, Mat::ncols);
+        (path, (0..d_input).map(|j| sums.iter().map(|sum| sum[(0, j)]).sum()).collect())
     });
-    let mut result = Ok(());
-    for batch in batches {
-        (0..model.n_blocks()).fold(model.enter(batch), |state, block| model.forward_block(block, state));
-        for (path, sums, total) in &mut seen {
-            for sum in std::mem::take(&mut *sums.lock().unwrap_or_else(PoisonError::into_inner)) {
-                match matrix(path, sum) {
-                    Ok(sum) => total.iter_mut().enumerate().for_each(|(j, total)| *total += sum[(0, j)]),
-                    Err(error) => result = Err(error),
-                }
-            }
-        }
-    }
-    for_each_slot_mut(model, |_, slot| slot.on_input = None);
-    result.map(|()| seen.into_iter().map(|(path, _, total)| (path, total)).collect())
+    Ok(totals.collect())
 }
 
 /// The columns of the largest scores, ascending; of equal ones the first.

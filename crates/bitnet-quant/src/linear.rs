@@ -89,6 +89,9 @@ impl Drop for Restored {
 }
 
 /// [`bit_linear`] in plain tensor operations, for every backend and dtype: the definition.
+///
+/// The result has the dtype of `x`. A weight may be wider: it is quantized as it is, and its effective value rounded to the
+/// input's dtype, which codes survive. So f32 weights train under half-precision activations.
 pub fn bit_linear_reference<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -96,8 +99,9 @@ pub fn bit_linear_reference<const D: usize>(
     quantization: Quantization,
     lambda: f32,
 ) -> Tensor<D> {
+    let dtype = x.dtype();
     if lambda == 0.0 {
-        return linear(x, weight.transpose(), bias);
+        return linear(x, weight.cast(dtype).transpose(), bias);
     }
     let [d_output, d_input] = weight.dims();
     let mut shape = x.dims();
@@ -107,7 +111,7 @@ pub fn bit_linear_reference<const D: usize>(
     let (codes, scale) = absmean(weight.clone().inner(), quantization.weight);
     let quantized = quantize_activations(x.clone().inner(), quantization.activation);
     let value = match &quantized {
-        Some(x) if lambda == 1.0 && weight.dtype() == DType::F32 => {
+        Some(x) if lambda == 1.0 && (dtype, weight.dtype()) == (DType::F32, DType::F32) => {
             Some(integer_product(x, codes.clone(), scale.clone()))
         }
         _ => None,
@@ -120,7 +124,7 @@ pub fn bit_linear_reference<const D: usize>(
                 Some(quantized) => straight_through(x, quantized.dequantize(), lambda),
                 None => x,
             };
-            let y = linear(x_eff, w_eff.transpose(), None);
+            let y = linear(x_eff, w_eff.cast(dtype).transpose(), None);
             match value {
                 Some(value) => straight_through(y, value, 1.0),
                 None => y,

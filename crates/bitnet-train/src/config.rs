@@ -41,6 +41,18 @@ impl Default for StageTwo {
     }
 }
 
+/// What a step computes in. Weights, their moments and the mean of the gradients are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// bf16: activations, their gradients, and copies of all parameters but the latent weights of BitNet layers. Those are
+    /// quantized in f32, so that a step computes with the codes that an export writes.
+    Bf16,
+}
+
 /// Which parameters weight decay reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -80,6 +92,10 @@ pub struct TrainConfig {
     pub clip_norm: Option<f64>,
     /// λ, from the first step on.
     pub lambda: LambdaWarmupConfig,
+    /// What a step computes in.
+    pub precision: Precision,
+    /// Whether the backward pass computes what is cheap again (sums, norms, activations) instead of keeping it.
+    pub gradient_checkpointing: bool,
 }
 
 /// [`TrainConfig`] as people write it.
@@ -96,6 +112,8 @@ struct InFile {
     decay: Option<Decay>,
     clip_norm: Option<f64>,
     lambda: Option<LambdaWarmupConfig>,
+    precision: Option<Precision>,
+    gradient_checkpointing: Option<bool>,
 }
 
 impl From<InFile> for TrainConfig {
@@ -114,6 +132,8 @@ impl From<InFile> for TrainConfig {
                 .clip_norm
                 .map_or(default.clip_norm, |norm| (norm != f64::INFINITY).then_some(norm)),
             lambda: file.lambda.unwrap_or(default.lambda),
+            precision: file.precision.unwrap_or(default.precision),
+            gradient_checkpointing: file.gradient_checkpointing.unwrap_or(default.gradient_checkpointing),
         }
     }
 }
@@ -125,7 +145,7 @@ fn limit<S: Serializer>(limit: &Option<f64>, serializer: S) -> Result<S::Ok, S::
 
 impl TrainConfig {
     /// Defaults for a short run: cosine learning rate from 1e-3 after a twentieth of the steps, λ rising linearly
-    /// over the first half, gradients clipped to 1, no weight decay.
+    /// over the first half, gradients clipped to 1, no weight decay, all in f32.
     pub fn new(steps: u64) -> Self {
         Self {
             steps,
@@ -138,6 +158,8 @@ impl TrainConfig {
             decay: Decay::Matrices,
             clip_norm: Some(1.0),
             lambda: LambdaWarmupConfig::new(Schedule::Linear, steps / 2),
+            precision: Precision::F32,
+            gradient_checkpointing: false,
         }
     }
 

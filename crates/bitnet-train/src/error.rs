@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use bitnet_convert::ConvertError;
+use bitnet_lrc::LrcError;
 use bitnet_model::ModelError;
 use bitnet_quant::DeviceError;
 use bitnet_text::TextError;
@@ -34,6 +35,9 @@ pub enum TrainError {
     /// The model cannot be loaded or saved.
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    /// Calibration on the run's data failed.
+    #[error(transparent)]
+    Lrc(#[from] LrcError),
     /// The device cannot be had.
     #[error(transparent)]
     NoDevice(#[from] DeviceError),

@@ -41,8 +41,9 @@ mod run;
 mod run_config;
 mod snapshots;
 mod trainer;
+mod working;
 
-pub use config::{Decay, LrDecay, StageTwo, TrainConfig};
+pub use config::{Decay, LrDecay, Precision, StageTwo, TrainConfig};
 pub use curves::{Curve, write_curves};
 pub use distill::{
     DistillConfig, Distillation, HiddenMse, LogitKl, RelationKl, Term, hidden_mse, logit_kl, relation_kl,

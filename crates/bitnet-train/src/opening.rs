@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
-use bitnet_convert::{LoadOptions, check_tokenizer, load};
+use bitnet_convert::{
+    Checkpoint, ConversionReport, LoadOptions, auto_convert, check_tokenizer, convert_calibrated, is_bitnet,
+    load,
+};
 use bitnet_layers::{Form, for_each_slot};
 use bitnet_model::CausalLm;
-use bitnet_text::{TokenFile, TokenSource, Tokenizer};
+use bitnet_text::{FileWindows, TokenFile, TokenSource, Tokenizer};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 
@@ -58,6 +61,27 @@ pub(crate) fn other_run(
     }
 }
 
+/// The model to train: converted, on what of the training data the policy looks at, unless it is BitNet already; and what
+/// conversion did.
+pub(crate) fn converted(
+    checkpoint: Checkpoint,
+    config: &RunConfig,
+    train: &FileWindows,
+) -> Result<(Checkpoint, Option<ConversionReport>), TrainError> {
+    let policy = &config.model.policy;
+    if !policy.needs_data() || is_bitnet(&checkpoint.model) {
+        return Ok(auto_convert(checkpoint, policy)?);
+    }
+    let (n, size) = (train.len().min(config.model.calibration as u64), config.batch.micro_batch);
+    let batches = (0..n).step_by(size).map(|first| {
+        let sequences = train.batch(config.seed, first, size.min((n - first) as usize))?;
+        Ok(checkpoint.model.batch(&sequences)?)
+    });
+    let batches = batches.collect::<Result<Vec<_>, TrainError>>()?;
+    let (checkpoint, report) = convert_calibrated(checkpoint, policy, &batches)?;
+    Ok((checkpoint, Some(report)))
+}
+
 /// The teacher's model: the one that the settings name, or the source as it was before conversion.
 pub(crate) fn teacher(
     config: &DistillConfig,
@@ -97,7 +121,9 @@ impl ModuleMapper for OnlySubNorms {
 }
 
 /// Codes of every slot that is ternary in training, by the slot's path.
-pub(crate) fn codes(model: &CausalLm) -> Result<BTreeMap<String, Vec<i8>>, TrainError> {
+pub(crate) type Codes = BTreeMap<String, Vec<i8>>;
+
+pub(crate) fn codes(model: &CausalLm) -> Result<Codes, TrainError> {
     let mut codes = BTreeMap::new();
     let mut failed = Ok(());
     for_each_slot(&model.valid(), |path, slot| {

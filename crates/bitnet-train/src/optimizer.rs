@@ -8,6 +8,7 @@ use burn::optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, Gradien
 use burn::store::ModuleRecord;
 use burn::tensor::Tensor;
 
+use crate::working::in_place_of;
 use crate::{Decay, TrainConfig, TrainError};
 
 /// AdamW with and without weight decay, and the moments of every parameter that had a gradient.
@@ -138,33 +139,8 @@ impl ModuleMapper for Step<'_> {
             let (first, second) = (momentum.moment_1.reshape([n]), momentum.moment_2.reshape([n]));
             self.optimizer.moments.insert(id, Moments { updates: momentum.time, first, second });
         }
-        Param::from_mapped_value(id, in_order(updated, &tensor), mapper)
+        Param::from_mapped_value(id, in_place_of(&tensor, updated), mapper)
     }
-}
-
-/// Lays every parameter out in the order of its axes, as one that was loaded lies and as each update leaves it. A
-/// converted weight may be a transposed view of the dense one, and sums over it would run in another order.
-pub(crate) struct InOrder;
-
-impl ModuleMapper for InOrder {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (id, tensor, mapper) = param.consume();
-        Param::from_mapped_value(id, in_order(tensor.clone().inner(), &tensor), mapper)
-    }
-}
-
-/// A value in order, in the place of a parameter's: with autodiff and gradient as that has them.
-fn in_order<const D: usize>(value: Tensor<D>, parameter: &Tensor<D>) -> Tensor<D> {
-    let shape = value.dims();
-    let value = value.reshape([shape.iter().product::<usize>()]).reshape(shape);
-    if !parameter.device().is_autodiff() {
-        return value;
-    }
-    let mut value = Tensor::from_inner(value);
-    if let Some(strategy) = parameter.gradient_checkpointing_strategy() {
-        value = value.with_gradient_checkpointing_strategy(strategy);
-    }
-    if parameter.is_require_grad() { value.require_grad() } else { value }
 }
 
 /// Finds norms, biases and embeddings.

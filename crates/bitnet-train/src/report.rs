@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bitnet_lrc::Activations;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::curves::curves_svg;
@@ -38,6 +40,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:980px;mar
 struct Codes {
     shares: [f64; 3],
     moved: f64,
+    flipped: f64,
 }
 
 /// The metrics of a run.
@@ -48,7 +51,7 @@ struct Metrics {
 }
 
 /// A self-contained HTML page about runs: losses, perplexity, λ, learning rate, gradient norms, the terms of a
-/// distillation, the shares of the codes, and the settings. Several runs are drawn into the same plots.
+/// distillation, codes and activations of the slots, and the settings. Several runs are drawn into the same plots.
 ///
 /// # Errors
 /// [`TrainError::Read`] where a folder holds no metrics, [`TrainError::Config`] where there is nothing to draw.
@@ -74,16 +77,38 @@ pub fn report(runs: &[PathBuf]) -> Result<String, TrainError> {
         plot(&mut page, title, unit, curves.collect())?;
     }
     type OfCodes = fn(&Codes) -> f64;
-    let of_codes: [(&str, OfCodes); 2] = [
+    let of_codes: [(&str, OfCodes); 3] = [
         ("Share of zeros among the codes of all slots", |codes| codes.shares[1]),
         ("Share of codes that are not what they were before training", |codes| codes.moved),
+        ("Share of codes that a single step changed", |codes| codes.flipped),
     ];
     for (title, of) in of_codes {
-        let curves = runs.iter().map(|run| Curve { name: run.name.clone(), points: run.code_means(of) });
+        let curves = runs.iter().map(|run| {
+            let points = run.over_slots("codes", |slots: &BTreeMap<String, Codes>| {
+                slots.values().map(of).sum::<f64>() / slots.len() as f64
+            });
+            Curve { name: run.name.clone(), points }
+        });
         plot(&mut page, title, "share", curves.collect())?;
     }
+    type OfActivations = fn(&Activations) -> f64;
+    let of_activations: [(&str, &str, OfActivations); 2] = [
+        ("Largest activation of any slot, in units of the slot's root mean square", "absmax / RMS", |seen| {
+            seen.absmax / seen.rms
+        }),
+        ("Largest share of outliers in any slot's activations", "share", |seen| seen.outliers),
+    ];
+    for (title, unit, of) in of_activations {
+        let curves = runs.iter().map(|run| {
+            let points = run.over_slots("activations", |slots: &BTreeMap<String, Activations>| {
+                slots.values().map(of).fold(0.0, f64::max)
+            });
+            Curve { name: run.name.clone(), points }
+        });
+        plot(&mut page, title, unit, curves.collect())?;
+    }
     for run in &runs {
-        let _ = write!(page, "<h2>{}</h2>\n{}", escape(&run.name), run.code_table());
+        let _ = write!(page, "<h2>{}</h2>\n{}", escape(&run.name), run.slot_table());
         let _ = writeln!(page, "<h3>Settings</h3><pre>{}</pre>", escape(&run.settings));
     }
     page += "</html>\n";
@@ -132,32 +157,44 @@ impl Metrics {
         names
     }
 
-    /// Every slot's codes, where a line has them.
-    fn codes(line: &Value) -> Option<BTreeMap<String, Codes>> {
-        let codes: BTreeMap<_, _> = serde_json::from_value(line.get("codes")?.clone()).ok()?;
-        (!codes.is_empty()).then_some(codes)
+    /// What a line has of every slot under a name, if it has any.
+    fn slots<T: DeserializeOwned>(line: &Value, name: &str) -> Option<BTreeMap<String, T>> {
+        let slots = BTreeMap::<String, T>::deserialize(line.get(name)?).ok()?;
+        (!slots.is_empty()).then_some(slots)
     }
 
-    /// The mean over all slots at each evaluation.
-    fn code_means(&self, of: fn(&Codes) -> f64) -> Vec<(f64, f64)> {
-        let points = self.lines.iter().filter_map(|line| {
-            let codes = Self::codes(line)?;
-            let mean = codes.values().map(of).sum::<f64>() / codes.len() as f64;
-            Some((line.get("step")?.as_f64()?, mean))
+    /// One number of all slots at each evaluation.
+    fn over_slots<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        of: impl Fn(&BTreeMap<String, T>) -> f64,
+    ) -> Vec<(f64, f64)> {
+        let points = self
+            .lines
+            .iter()
+            .filter_map(|line| Some((line.get("step")?.as_f64()?, of(&Self::slots(line, name)?))));
+        thin(points.filter(|(_, value)| value.is_finite()).collect())
+    }
+
+    /// Codes and activations of each slot at the last evaluation.
+    fn slot_table(&self) -> String {
+        let last = self.lines.iter().rev().find_map(|line| {
+            Some((Self::slots::<Codes>(line, "codes")?, Self::slots::<Activations>(line, "activations")?))
         });
-        thin(points.collect())
-    }
-
-    /// The codes of each slot at the last evaluation.
-    fn code_table(&self) -> String {
-        let Some(codes) = self.lines.iter().rev().find_map(Self::codes) else {
+        let Some((codes, activations)) = last else {
             return String::new();
         };
         let mut table =
-            "<h3>Codes at the last evaluation</h3><table><tr><th>slot<th>−1<th>0<th>1<th>moved\n".to_owned();
-        for (slot, Codes { shares: [minus, zero, plus], moved }) in codes {
-            let slot = escape(&slot);
-            let _ = writeln!(table, "<tr><td>{slot}<td>{minus:.3}<td>{zero:.3}<td>{plus:.3}<td>{moved:.3}");
+            "<h3>Slots at the last evaluation</h3><table><tr><th>slot<th>−1<th>0<th>1<th>moved<th>flipped\
+             <th>absmax / RMS<th>outliers\n"
+                .to_owned();
+        for (slot, Codes { shares: [minus, zero, plus], moved, flipped }) in codes {
+            let seen = activations.get(&slot);
+            let _ = write!(table, "<tr><td>{}<td>{minus:.3}<td>{zero:.3}<td>{plus:.3}", escape(&slot));
+            let _ = write!(table, "<td>{moved:.3}<td>{flipped:.5}");
+            let peak = seen.map_or(f64::NAN, |seen| seen.absmax / seen.rms);
+            let outliers = seen.map_or(f64::NAN, |seen| seen.outliers);
+            let _ = writeln!(table, "<td>{peak:.1}<td>{outliers:.5}");
         }
         table + "</table>\n"
     }
@@ -197,17 +234,18 @@ mod tests {
             folder.path(),
             "a&b",
             "{\"step\": 0, \"loss\": 3.0, \"lambda\": 0.0, \"terms\": {\"logit_kl\": 0.5}}\n\
-             {\"step\": 0, \"perplexity\": 9.0, \"codes\": {\"layers.0.x\": {\"shares\": [0.25, 0.5, 0.25], \"moved\": 0.125}}}\n\
+             {\"step\": 0, \"perplexity\": 9.0, \"codes\": {\"layers.0.x\": {\"shares\": [0.25, 0.5, 0.25], \"moved\": 0.125, \"flipped\": 0.0625}}, \
+              \"activations\": {\"layers.0.x\": {\"absmax\": 8.0, \"rms\": 2.0, \"outliers\": 0.25}}}\n\
              {\"step\": 1, \"loss\": 2.0, \"lambda\": 1.0, \"terms\": {\"logit_kl\": 0.25}}\n{\"st",
         );
         let second = run(folder.path(), "second", "{\"step\": 0, \"loss\": 4.0}\n");
         let page = report(&[first.clone(), second]).unwrap();
-        // loss, perplexity, λ, terms, zeros, moved; no learning rate, no norms
-        assert_eq!(page.matches("<svg").count(), 6);
+        // loss, perplexity, λ, terms, zeros, moved, flipped, absmax, outliers; no learning rate, no norms
+        assert_eq!(page.matches("<svg").count(), 9);
         for word in [
             "a&amp;b",
             "second",
-            "layers.0.x<td>0.250<td>0.500<td>0.250<td>0.125",
+            "layers.0.x<td>0.250<td>0.500<td>0.250<td>0.125<td>0.06250<td>4.0<td>0.25000",
             "logit_kl, a&amp;b",
             "&lt;b&gt;",
         ] {

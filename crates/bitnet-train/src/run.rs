@@ -6,8 +6,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitnet_convert::{Checkpoint, LoadOptions, Tensors, WeightType, auto_convert, save};
+use bitnet_convert::{Checkpoint, LoadOptions, Tensors, WeightType, save};
 use bitnet_layers::set_lambda;
+use bitnet_lrc::{Activations, activations};
 use bitnet_model::CausalLm;
 use bitnet_quant::device;
 use bitnet_text::FileWindows;
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::distill::{Term, TermMeans, total};
 use crate::files::{read_json, write_json, write_text};
 use crate::opening::{
-    OnlySubNorms, Opening, codes, lock, other_run, refuse_other, refuse_packed, teacher, tokens,
+    Codes, OnlySubNorms, Opening, codes, converted, lock, other_run, refuse_other, refuse_packed, teacher,
+    tokens,
 };
 use crate::{
     Distillation, Evaluation, MetricsLog, RunConfig, Snapshots, StepReport, TrainError, Trainable, Trainer,
@@ -57,6 +59,8 @@ struct EvaluationLine {
     grad_norms: Numbers,
     /// Of each slot.
     codes: BTreeMap<String, CodeShares>,
+    /// What enters each slot at λ = 1, on held-out data.
+    activations: BTreeMap<String, Activations>,
 }
 
 /// What a slot's codes are.
@@ -66,6 +70,8 @@ struct CodeShares {
     shares: [f64; 3],
     /// Of those that are not what they were before training.
     moved: f64,
+    /// Of those that this step changed.
+    flipped: f64,
 }
 
 /// The best evaluation of a run.
@@ -126,7 +132,7 @@ pub struct Run {
     state: RunState,
     log: MetricsLog,
     /// The source's codes.
-    first_codes: BTreeMap<String, Vec<i8>>,
+    first_codes: Codes,
     /// Steps of the snapshot that was written or read last.
     saved: Option<u64>,
     /// Locked as long as the run is open; the system unlocks it if the process is killed.
@@ -157,9 +163,15 @@ impl Run {
         let source = source.as_ref();
         let loading = |done, total| opening(Opening::Loading(done, total));
         let checkpoint = Tensors::open(source, &LoadOptions::default())?.load_watched(&device, loading)?;
-        let dense = config.distill.as_ref().map(|_| checkpoint.model.clone());
-        let (mut checkpoint, report) = auto_convert(checkpoint, &config.model.policy)?;
         refuse_packed(&checkpoint.model)?;
+        let tokens = tokens(config, source, &checkpoint.model, &mut |done, total| {
+            opening(Opening::Tokenizing(done, total));
+        })?;
+        let name = tokens.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (train, held_out) = FileWindows::new(tokens, config.data.window)?.split(config.data.held_out)?;
+        checkpoint.model.batch(&[train.get(0)?])?; // suits the model's positions
+        let dense = config.distill.as_ref().map(|_| checkpoint.model.clone());
+        let (mut checkpoint, report) = converted(checkpoint, config, &train)?;
         let distillation = match (&config.distill, dense) {
             (Some(distill), Some(dense)) => {
                 let teacher = teacher(distill, dense, report.is_some(), &device)?;
@@ -167,12 +179,6 @@ impl Run {
             }
             _ => None,
         };
-        let tokens = tokens(config, source, &checkpoint.model, &mut |done, total| {
-            opening(Opening::Tokenizing(done, total));
-        })?;
-        let name = tokens.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (train, held_out) = FileWindows::new(tokens, config.data.window)?.split(config.data.held_out)?;
-        checkpoint.model.batch(&[train.get(0)?])?; // suits the model's positions
         write_text(&begun, &config.to_toml()?)?;
         if let Some(report) = report {
             write_json(&config.out.join("conversion.json"), &report.tensors)?;
@@ -297,19 +303,22 @@ impl Run {
         let batches = (0..self.config.batch.accumulation as u64)
             .map(|i| self.train.batch(self.config.seed, first + i * micro_batch as u64, micro_batch))
             .collect::<Result<Vec<_>, _>>()?;
+        let steps = step + 1;
+        let due = |every: u64| steps.is_multiple_of(every) || steps >= self.config.train.steps;
+        let (evaluation_due, mut snapshot_due) =
+            (due(self.config.eval.every), due(self.config.snapshots.every));
+        let codes_before = if evaluation_due { codes(self.model())? } else { BTreeMap::new() };
         let report = self.trainer.step(&batches, loss)?;
         self.watch(&report)?;
         self.log.write(&StepLine { report, terms: terms() })?;
 
-        let steps = self.steps_taken();
-        let due = |every: u64| steps.is_multiple_of(every) || steps >= self.config.train.steps;
-        let (evaluation_due, mut snapshot_due) =
-            (due(self.config.eval.every), due(self.config.snapshots.every));
         if evaluation_due {
+            let codes = self.code_shares(&codes_before)?;
+            drop(codes_before);
             let perplexity = self.evaluate()?.perplexity;
             let grad_norms = norms(self, &batches[0])?;
-            let codes = self.code_shares()?;
-            self.log.write(&EvaluationLine { step, perplexity, grad_norms, codes })?;
+            let activations = self.activations()?;
+            self.log.write(&EvaluationLine { step, perplexity, grad_norms, codes, activations })?;
             if self.state.best.is_none_or(|best| perplexity < best.perplexity) {
                 self.state.best = Some(Best { steps, perplexity });
                 snapshot_due = true;
@@ -336,17 +345,36 @@ impl Run {
         norms.collect()
     }
 
-    /// The codes of each slot, counted, and compared with those of the source.
-    fn code_shares(&self) -> Result<BTreeMap<String, CodeShares>, TrainError> {
+    /// The codes of each slot, counted, and compared with those of the source and those before a step.
+    fn code_shares(&self, before: &Codes) -> Result<BTreeMap<String, CodeShares>, TrainError> {
         let now = codes(self.model())?.into_iter();
         let counted = now.map(|(path, now)| {
             let share = |n: usize| n as f64 / now.len() as f64;
             let of = |code| share(now.iter().filter(|found| **found == code).count());
-            let before = self.first_codes.get(&path).map_or(&now[..], Vec::as_slice);
-            let moved = share(now.iter().zip(before).filter(|(now, before)| now != before).count());
-            (path, CodeShares { shares: [-1, 0, 1].map(of), moved })
+            let other_than = |before: &Codes| {
+                let before = before.get(&path).map_or(&now[..], Vec::as_slice);
+                share(now.iter().zip(before).filter(|(now, before)| now != before).count())
+            };
+            let (moved, flipped) = (other_than(&self.first_codes), other_than(before));
+            (path.clone(), CodeShares { shares: [-1, 0, 1].map(of), moved, flipped })
         });
         Ok(counted.collect())
+    }
+
+    /// The model as it is evaluated: at λ = 1, without autodiff.
+    fn ternary_model(&self) -> CausalLm {
+        let mut model = self.trainer.model().valid();
+        set_lambda(&mut model, Some(1.0));
+        model
+    }
+
+    /// What enters each slot, on the first held-out sequences.
+    fn activations(&self) -> Result<BTreeMap<String, Activations>, TrainError> {
+        let n = self.held_out.len().min(self.config.batch.micro_batch as u64);
+        let sequences = (0..n).map(|i| self.held_out.get(i)).collect::<Result<Vec<_>, _>>()?;
+        let model = self.ternary_model();
+        let batch = model.batch(&sequences)?;
+        Ok(activations(&model, &[batch])?.into_iter().collect())
     }
 
     /// Perplexity of the ternary model, at λ = 1, on the held-out data.
@@ -354,9 +382,12 @@ impl Run {
     /// # Errors
     /// Those of [`evaluate`].
     pub fn evaluate(&self) -> Result<Evaluation, TrainError> {
-        let mut model = self.trainer.model().valid();
-        set_lambda(&mut model, Some(1.0));
-        evaluate(&model, &self.held_out, self.config.eval.windows, self.config.batch.micro_batch)
+        evaluate(
+            &self.ternary_model(),
+            &self.held_out,
+            self.config.eval.windows,
+            self.config.batch.micro_batch,
+        )
     }
 
     /// Writes a snapshot now, unless the newest has all steps.

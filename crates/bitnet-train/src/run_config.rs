@@ -77,9 +77,17 @@ pub struct ModelConfig {
     /// How a dense source is converted; one that is BitNet already is trained as it is.
     #[serde(default)]
     pub policy: Policy,
+    /// Sequences of the training data that a policy with salient columns or calibrated gains looks at. 32 if it is left
+    /// out.
+    #[serde(default = "calibration")]
+    pub calibration: usize,
     /// What of it changes. Everything if it is left out.
     #[serde(default)]
     pub trainable: Trainable,
+}
+
+fn calibration() -> usize {
+    32
 }
 
 /// What of a model is trained.
@@ -213,6 +221,8 @@ impl RunConfig {
         let (data, batch) = (&self.data, &self.batch);
         check("out", self.out.display(), self.out.file_name().is_some(), "the name of a folder")?;
         check("explosion", self.explosion, self.explosion > 1.0, "above 1")?;
+        let calibration = self.model.calibration;
+        check("model.calibration", calibration, calibration > 0, "at least 1")?;
         check("data.window", data.window, data.window >= 2, "at least 2 tokens, one to predict")?;
         check(
             "data.held_out",

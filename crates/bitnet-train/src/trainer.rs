@@ -6,7 +6,7 @@ use bitnet_warmup::LambdaWarmup;
 use burn::lr_scheduler::LrSchedulerRecord;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
 use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsAccumulator;
 use burn::store::ModuleRecord;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::clip::{clip, global_norm};
 use crate::files::{read_json, write_json};
 use crate::loss::read;
-use crate::optimizer::{InOrder, ModuleAdamW};
-use crate::{TrainConfig, TrainError};
+use crate::optimizer::ModuleAdamW;
+use crate::working::{InOrder, Lowered, gradients, without_bf16};
+use crate::{Precision, TrainConfig, TrainError};
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -40,6 +41,7 @@ pub struct Trainer<M> {
     schedule: ModuleLrScheduler,
     warmup: LambdaWarmup,
     clip_norm: Option<f64>,
+    precision: Precision,
     /// First step of the second stage, and its factor of the learning rate.
     stage_two: Option<(u64, f64)>,
     step: u64,
@@ -66,7 +68,12 @@ impl<M: Module + Slots> Trainer<M> {
     pub fn new(model: M, config: &TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
         let warmup = config.lambda.init()?;
-        let mut model = model.map(&mut InOrder).train();
+        let mut model = model.train().map(&mut InOrder { checkpointing: config.gradient_checkpointing });
+        if let (Precision::Bf16, Some(device)) = (config.precision, without_bf16(&model)) {
+            let found = format!("bf16 on {device:?}");
+            let expected = "f32, the device does not compute in bf16".into();
+            return Err(TrainError::Config { field: "precision", found, expected });
+        }
         set_lambda(&mut model, Some(warmup.lambda()));
         Ok(Self {
             optimizer: ModuleAdamW::new(config, &model),
@@ -74,6 +81,7 @@ impl<M: Module + Slots> Trainer<M> {
             schedule: config.lr_scheduler()?,
             warmup,
             clip_norm: config.clip_norm,
+            precision: config.precision,
             stage_two: config.stage_two(),
             step: 0,
         })
@@ -99,12 +107,14 @@ impl<M: Module + Slots> Trainer<M> {
         let share = (micro_batches.len() as f64).recip();
         let mut accumulator = GradientsAccumulator::new();
         let mut mean_loss = 0.0;
+        let model = self.working();
         for batch in micro_batches {
-            let loss = loss(&self.model, batch)? * share;
-            let grads = GradientsParams::from_grads(loss.backward(), &self.model);
+            let loss = loss(&model, batch)? * share;
+            let grads = gradients(&loss, &model);
             mean_loss += finite("loss", read(loss)?)?;
             accumulator.accumulate(&self.model, grads);
         }
+        drop(model);
         let grads = accumulator.grads();
         let grad_norm = finite("gradient norm", global_norm(&self.model, &grads)?)?;
         let grads = match self.clip_norm {
@@ -130,8 +140,16 @@ impl<M: Module + Slots> Trainer<M> {
         &self,
         loss: impl FnOnce(&M) -> Result<Tensor<1>, TrainError>,
     ) -> Result<f64, TrainError> {
-        let grads = GradientsParams::from_grads(loss(&self.model)?.backward(), &self.model);
-        global_norm(&self.model, &grads)
+        let model = self.working();
+        global_norm(&model, &gradients(&loss(&model)?, &model))
+    }
+
+    /// The model as steps compute with it.
+    fn working(&self) -> M {
+        match self.precision {
+            Precision::F32 => self.model.clone(),
+            Precision::Bf16 => self.model.clone().map(&mut Lowered::default()),
+        }
     }
 
     /// Writes everything that the next step depends on, besides its data, into a folder that exists.

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use bitnet_convert::{
-    Action, ConversionReport, LeftBecause, LoadOptions, Placement, Policy, Stage1Options, stage1_calibrated,
+    Action, ConversionReport, LeftBecause, LoadOptions, Placement, Policy, Stage1Options, SubNormGain,
+    stage1_calibrated,
 };
 use bitnet_quant::{ActivationQuant, Bits, Granularity, Quantization, device};
 use clap::Args;
@@ -49,6 +50,12 @@ pub(crate) struct Flags {
     #[arg(verbatim_doc_comment)]
     sub_norm: String,
 
+    /// What the gains of those norms start with: ones, or the size of what enters each in the
+    /// dense model, calibrated on the text of --data
+    #[arg(long, value_name = "G", default_value = "ones", value_parser = ["ones", "calibrated"])]
+    #[arg(verbatim_doc_comment)]
+    sub_norm_gain: String,
+
     /// Leave the slots that match this glob dense, as in '*.down_proj'; may be repeated
     ///
     /// Globs are on full names, as in 'model.layers.0.*', and '*' crosses dots. One that matches
@@ -79,7 +86,7 @@ pub(crate) struct Flags {
     /// what the model computes on the text of --data
     ///
     /// transformers cannot express such a model.
-    #[arg(long, value_name = "SHARE", requires = "data", verbatim_doc_comment)]
+    #[arg(long, value_name = "SHARE", verbatim_doc_comment)]
     salient: Option<f64>,
 
     #[command(flatten)]
@@ -106,13 +113,22 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
             "all" => Placement::All,
             _ => Placement::Output,
         },
+        sub_norm_gain: match flags.sub_norm_gain.as_str() {
+            "calibrated" => SubNormGain::Calibrated,
+            _ => SubNormGain::Ones,
+        },
         exclude: flags.exclude.clone(),
         quantization: Quantization { weight: flags.granularity, activation: flags.activations },
         hadamard: flags.hadamard,
         salient: flags.salient,
     };
-    if flags.salient.is_none() && !flags.calibration.data.is_empty() {
-        return Err(CliError::Usage { reason: "--data says nothing without --salient".into() });
+    let reason = match (policy.needs_data(), flags.calibration.data.is_empty()) {
+        (true, true) => "--salient and --sub-norm-gain calibrated need --data",
+        (false, false) => "--data says nothing without --salient or --sub-norm-gain calibrated",
+        _ => "",
+    };
+    if !reason.is_empty() {
+        return Err(CliError::Usage { reason: reason.into() });
     }
     let windows = flags.calibration.windows(&src.join("tokenizer.json"))?;
     let options = Stage1Options { load: LoadOptions { strict: flags.strict }, overwrite: flags.force };
