@@ -30,6 +30,8 @@ mod clip;
 mod config;
 mod curves;
 mod distill;
+mod distill_config;
+mod distill_losses;
 mod error;
 mod files;
 mod loss;
@@ -40,14 +42,15 @@ mod report;
 mod run;
 mod run_config;
 mod snapshots;
+mod teacher_logits;
 mod trainer;
 mod working;
 
 pub use config::{Decay, LrDecay, Precision, StageTwo, TrainConfig};
 pub use curves::{Curve, write_curves};
-pub use distill::{
-    DistillConfig, Distillation, HiddenMse, LogitKl, RelationKl, Term, hidden_mse, logit_kl, relation_kl,
-};
+pub use distill::{Distillation, Term};
+pub use distill_config::{DistillConfig, HiddenMse, LogitKl, RelationKl};
+pub use distill_losses::{hidden_mse, logit_kl, relation_kl};
 pub use error::TrainError;
 pub use loss::{Evaluation, evaluate, next_token_loss, perplexity};
 pub use metrics::{MetricsLog, Progress};
@@ -58,4 +61,5 @@ pub use run_config::{
     BatchConfig, DataConfig, EvalConfig, ModelConfig, RunConfig, SnapshotConfig, Trainable,
 };
 pub use snapshots::Snapshots;
+pub use teacher_logits::TeacherLogits;
 pub use trainer::{StepReport, Trainer};

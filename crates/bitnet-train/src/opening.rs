@@ -14,7 +14,7 @@ use bitnet_text::{FileWindows, TokenFile, TokenSource, Tokenizer};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::{DistillConfig, RunConfig, TrainError};
+use crate::{DistillConfig, Distillation, LogitKl, RunConfig, TeacherLogits, TrainError};
 
 /// What someone who waits for [`Run::open`](crate::Run::open) may want to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Opening<'a> {
     Loading(u64, u64),
     /// So many bytes of text of so many are made tokens.
     Tokenizing(u64, u64),
+    /// A teacher has been asked about so many sequences of so many.
+    Asking(u64, u64),
     /// Something is odd, and the run goes on.
     Warning(&'a str),
 }
@@ -82,17 +84,41 @@ pub(crate) fn converted(
     Ok((checkpoint, Some(report)))
 }
 
-/// The teacher's model: the one that the settings name, or the source as it was before conversion.
+/// What the student is compared with: the teacher in memory, or what it says about the run's data, which it is asked for
+/// where that has not been done yet.
+pub(crate) fn distillation(
+    config: &RunConfig,
+    distill: &DistillConfig,
+    teacher: impl FnOnce() -> Result<CausalLm, TrainError>,
+    student: &CausalLm,
+    train: &FileWindows,
+    progress: impl FnMut(u64, u64),
+) -> Result<Distillation, TrainError> {
+    let Some(LogitKl { top_k: Some(top_k), temperature, .. }) = distill.logit_kl else {
+        return Distillation::new(teacher()?, student, distill.clone());
+    };
+    distill.validate()?;
+    let path = config.out.join("teacher.safetensors");
+    if !path.exists() {
+        // The first epoch deals every window once, so these are all that the run will see.
+        let n = train.len().min(config.train.steps.saturating_mul(config.windows_per_step()));
+        let sequence = |i| Ok(train.batch(config.seed, i, 1)?.swap_remove(0));
+        let sizes = (n, config.data.window, config.batch.micro_batch);
+        TeacherLogits::create(&path, &teacher()?, (top_k, temperature), sizes, sequence, progress)?;
+    }
+    Distillation::from_logits(TeacherLogits::open(&path)?, student, distill.clone())
+}
+
+/// The teacher's model: the one that the settings name, or the source as it was before conversion, if it was dense.
 pub(crate) fn teacher(
     config: &DistillConfig,
-    source: CausalLm,
-    was_dense: bool,
+    source: Option<CausalLm>,
     device: &Device,
 ) -> Result<CausalLm, TrainError> {
-    match &config.teacher {
-        Some(folder) => Ok(load(folder, device, &LoadOptions::default())?.model),
-        None if was_dense => Ok(source),
-        None => Err(TrainError::Config {
+    match (&config.teacher, source) {
+        (Some(folder), _) => Ok(load(folder, device, &LoadOptions::default())?.model),
+        (None, Some(source)) => Ok(source),
+        (None, None) => Err(TrainError::Config {
             field: "distill.teacher",
             found: "nothing".into(),
             expected: "a folder, because the source is BitNet already".into(),

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::distill::{Term, TermMeans, total};
 use crate::files::{read_json, write_json, write_text};
 use crate::opening::{
-    Codes, OnlySubNorms, Opening, codes, converted, lock, other_run, refuse_other, refuse_packed, teacher,
-    tokens,
+    Codes, OnlySubNorms, Opening, codes, converted, distillation, lock, other_run, refuse_other,
+    refuse_packed, teacher, tokens,
 };
 use crate::{
     Distillation, Evaluation, MetricsLog, RunConfig, Snapshots, StepReport, TrainError, Trainable, Trainer,
@@ -103,6 +103,7 @@ struct RunState {
 /// | `config.toml` | every setting with its value |
 /// | `conversion.json` | what conversion did to every tensor |
 /// | `metrics.jsonl` | a line per step, and one per evaluation |
+/// | `teacher.safetensors` | a teacher's likeliest tokens, where the settings ask for them ([`TeacherLogits`](crate::TeacherLogits)) |
 /// | `snapshots/` | the last snapshots and the best |
 /// | `model/` | the trained checkpoint, once the run is done |
 /// | `best/` | the checkpoint of the best evaluation, if that was not the last |
@@ -174,8 +175,10 @@ impl Run {
         let (mut checkpoint, report) = converted(checkpoint, config, &train)?;
         let distillation = match (&config.distill, dense) {
             (Some(distill), Some(dense)) => {
-                let teacher = teacher(distill, dense, report.is_some(), &device)?;
-                Some(Arc::new(Distillation::new(teacher, &checkpoint.model, distill.clone())?))
+                let source = report.is_some().then_some(dense);
+                let teacher = || teacher(distill, source, &device);
+                let asking = |done, total| opening(Opening::Asking(done, total));
+                Some(Arc::new(distillation(config, distill, teacher, &checkpoint.model, &train, asking)?))
             }
             _ => None,
         };

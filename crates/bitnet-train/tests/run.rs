@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use bitnet_train::{LrDecay, Opening, Run, RunConfig, TrainError, Trainable, next_token_loss};
+use bitnet_train::{LrDecay, Opening, Precision, Run, RunConfig, TrainError, Trainable, next_token_loss};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
@@ -139,4 +139,83 @@ fn a_run_can_be_driven_with_another_loss_and_goes_on_after_a_failure() {
     let bits =
         |model: &bitnet_model::CausalLm| model.forward(tokens.clone()).try_into_vec_as::<f32>().unwrap();
     assert_eq!(bits(&found), bits(&expected), "saved as it was trained");
+}
+
+/// A teacher whose whole vocabulary is kept on disk teaches what the teacher in memory does, without being there, and is
+/// asked once; the likeliest tokens alone give less, and another run's settings do not fit.
+#[test]
+fn a_teacher_on_disk_is_the_teacher() {
+    let losses = |settings: &str, steps: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "micro_batch = 2");
+        config.distill = Some(toml::from_str(settings).unwrap());
+        let mut run = open(&config);
+        let reports: Vec<_> = (0..steps).map(|_| run.step().unwrap().loss).collect();
+        drop(run);
+        let kept = folder.path().join("run/teacher.safetensors");
+        let size = std::fs::metadata(&kept).map(|data| data.len()).ok();
+        let mut asked = false;
+        Run::open(&config, &config.model.source, |opening| {
+            asked |= matches!(opening, Opening::Asking(..));
+        })
+        .unwrap();
+        assert!(!asked, "a second time");
+        (reports, size)
+    };
+    let (in_memory, no_file) = losses("logit_kl = { temperature = 2.0 }", 3);
+    assert_eq!(no_file, None);
+    let vocab_size = 512;
+    let settings = format!("logit_kl = {{ temperature = 2.0, top_k = {vocab_size} }}");
+    let (on_disk, size) = losses(&settings, 3);
+    for (found, expected) in on_disk.iter().zip(&in_memory) {
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} {expected}");
+    }
+    // 6 steps of 2 windows of 64 tokens.
+    assert_eq!(size, Some(1024 + 12 * (8 + 8 * 64 * vocab_size)));
+    let (few, _) = losses("logit_kl = { temperature = 2.0, top_k = 4 }", 2);
+    assert!(few[1] < in_memory[1] && few[1] > 0.5 * in_memory[1], "{few:?} {in_memory:?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), "micro_batch = 2");
+    config.distill = Some(toml::from_str("logit_kl = { top_k = 1000000 }").unwrap());
+    let error = Run::open(&config, &config.model.source, |_| ()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, TrainError::Config { field: "distill.logit_kl.top_k", .. }), "{error}");
+}
+
+/// Settings that look at data before the first step, or change how steps are computed, in a run that is interrupted.
+#[test]
+fn a_calibrated_run_in_bf16_goes_on() {
+    let run = |interrupted: bool| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "micro_batch = 2");
+        config.model.policy.sub_norm_gain = bitnet_convert::SubNormGain::Calibrated;
+        config.model.policy.salient = Some(0.02);
+        config.model.calibration = 3;
+        config.train.precision = Precision::Bf16;
+        config.train.gradient_checkpointing = true;
+        let mut run = open(&config);
+        let mut reports = Vec::new();
+        while !run.is_done() {
+            reports.push(run.step().unwrap());
+            if interrupted && reports.len() == 4 {
+                run = {
+                    drop(run);
+                    open(&config)
+                };
+            }
+        }
+        let metrics = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+        let line = metrics.lines().find(|line| line.contains("perplexity")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let slots = |name: &str| line[name].as_object().unwrap().clone();
+        assert_eq!(slots("codes").len(), 14);
+        for (slot, seen) in slots("activations") {
+            let of = |name: &str| seen[name].as_f64().unwrap();
+            assert!(of("absmax") > of("rms") && of("rms") > 0.0 && of("outliers") < 0.5, "{slot}: {seen}");
+        }
+        let flipped = slots("codes").values().map(|codes| codes["flipped"].as_f64().unwrap()).sum::<f64>();
+        assert!(flipped > 0.0 && flipped < 0.1 * 14.0, "{flipped}");
+        reports
+    };
+    assert_eq!(run(true), run(false));
 }

@@ -22,11 +22,14 @@ Settings, those that may be left out with what they are then:
 
   [model]
   source = 'SmolLM2-135M'        # a folder or a hub id; dense ones are converted
+  calibration = 32               # training sequences that gains and columns are calibrated on
   trainable = 'all'              # all, sub_norms: the sub-norms alone, to realign them first
   [model.policy]
   sub_norm = 'output'            # where a norm is inserted: none, output (o_proj, down_proj), all
+  sub_norm_gain = 'ones'         # what its gain starts with: ones, calibrated
   exclude = []                   # globs of projections that stay dense, as '*.down_proj'
   hadamard = false               # turn o_proj and down_proj by a Hadamard matrix first
+  salient = 0.01                 # share of columns that other slots keep as they are; else none
   [model.policy.quantization]
   weight = 'tensor'              # what shares a scale: tensor, row, { group = 64 }
   activation = { per_token = 8 } # off, { per_token = BITS }, { per_tensor = BITS }
@@ -56,6 +59,8 @@ Settings, those that may be left out with what they are then:
   weight_decay = 0.0
   decay = 'matrices'             # what decays: matrices (no norms, biases, embeddings), all
   clip_norm = 1.0                # the largest norm of all gradients together; inf for no limit
+  precision = 'f32'              # what a step computes in: f32, bf16; weights and moments stay f32
+  gradient_checkpointing = false # compute again what is cheap in the backward pass, for less memory
   [train.lambda]                 # the quantization strength; from 0 to 1 over half of the steps
   schedule = 'linear'            # linear, cosine, exponential:K, sigmoid:K
   warmup_steps = 1000            # from min to max
@@ -65,7 +70,8 @@ Settings, those that may be left out with what they are then:
   [distill]                      # compares with a teacher; without this table, with the data alone
   teacher = 'SmolLM2-135M'       # a folder; else the source before its conversion
   cross_entropy = 1.0            # weight of the loss on the data
-  logit_kl = { weight = 10.0, temperature = 5.0 } # next tokens compared; else not
+  logit_kl = { weight = 10.0, temperature = 5.0 } # next tokens compared; else not. With top_k = 64
+                                 # too the likeliest of the teacher's, asked once and kept on disk
   relation_kl = { weight = 1e-5, layer = 29, heads = 8 } # relations of tokens in a layer, the last
                                  # if none is given; else not
   hidden_mse = { weight = 1.0 }  # the stream after every layer compared; else not
@@ -106,6 +112,10 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
         Opening::Loading(done, total) => bar.set(done, total),
         Opening::Tokenizing(done, total) => {
             bar.relabel("tokenizing");
+            bar.set(done, total);
+        }
+        Opening::Asking(done, total) => {
+            bar.relabel("asking the teacher");
             bar.set(done, total);
         }
         Opening::Warning(warning) => eprintln!("warning: {warning}"),
@@ -167,7 +177,7 @@ mod tests {
             let name = name.trim_matches(['[', ']']);
             assert!(SETTINGS.contains(name.rsplit('.').next().unwrap()), "{name}");
         }
-        let short = "out = 'runs/first'\ndevice = 'flex'\n[model]\nsource = 'SmolLM2-135M'\n[data]\nwindow = 256\n\
+        let short = "out = 'runs/first'\ndevice = 'flex'\n[model]\nsource = 'SmolLM2-135M'\npolicy = { salient = 0.01 }\n[data]\nwindow = 256\n\
             source = { text = ['books'] }\ntokenizer = 'tokenizer.json'\nseparator = '<|endoftext|>'\n\
             [train]\nsteps = 2000\n[distill]\nteacher = 'SmolLM2-135M'\nlogit_kl = {}\n\
             relation_kl = { layer = 29 }\nhidden_mse = {}";
