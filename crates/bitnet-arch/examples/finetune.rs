@@ -75,11 +75,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // The loss: cross-entropy, and how far the distribution of the next token is from the dense model's.
     let distill = DistillConfig {
-        teacher: None,
-        cross_entropy: 1.0,
-        logit_kl: Some(LogitKl { weight: 1.0, temperature: 2.0 }),
-        relation_kl: None,
-        hidden_mse: None,
+        logit_kl: Some(LogitKl { weight: 1.0, temperature: 2.0, top_k: None }),
+        ..DistillConfig::default()
     };
     let distillation = Distillation::new(dense.model, &student.model, distill)?;
 

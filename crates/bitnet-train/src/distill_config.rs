@@ -10,30 +10,32 @@ use crate::config::check;
 /// # Source
 /// BitDistill, arXiv 2510.13998, stage 3.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct DistillConfig {
     /// The teacher's checkpoint folder; the run's own dense source if it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
     /// Weight of [`next_token_loss`](crate::next_token_loss). 1 if it is left out.
-    #[serde(default = "one")]
     pub cross_entropy: f64,
-    /// Compares the distributions of the next token, by [`logit_kl`]; not if it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Compares the distributions of the next token, by [`logit_kl`](crate::logit_kl); not if it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_kl: Option<LogitKl>,
-    /// Compares how tokens relate in one layer, by [`relation_kl`]; not if it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Compares how tokens relate in one layer, by [`relation_kl`](crate::relation_kl); not if it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub relation_kl: Option<RelationKl>,
-    /// Compares the residual stream after every layer, by [`hidden_mse`]; not if it is left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Compares the residual stream after every layer, by [`hidden_mse`](crate::hidden_mse); not if it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub hidden_mse: Option<HiddenMse>,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for DistillConfig {
+    /// Cross-entropy alone, which is not yet a distillation.
+    fn default() -> Self {
+        Self { teacher: None, cross_entropy: 1.0, logit_kl: None, relation_kl: None, hidden_mse: None }
+    }
 }
 
-/// The settings of [`logit_kl`].
+/// The settings of [`logit_kl`](crate::logit_kl).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogitKl {
@@ -55,7 +57,7 @@ impl Default for LogitKl {
     }
 }
 
-/// The settings of [`relation_kl`].
+/// The settings of [`relation_kl`](crate::relation_kl).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RelationKl {
@@ -74,7 +76,7 @@ impl Default for RelationKl {
     }
 }
 
-/// The settings of [`hidden_mse`].
+/// The settings of [`hidden_mse`](crate::hidden_mse).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HiddenMse {

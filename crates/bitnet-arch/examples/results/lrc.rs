@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use bitnet_arch::convert::{Checkpoint, LoadOptions, Placement, Policy, Unfinished, convert, load};
+use bitnet_arch::convert::{Checkpoint, LoadOptions, Placement, Policy, convert, load};
 use bitnet_arch::layers::set_lambda;
 use bitnet_arch::lrc::{
     Init, LrcConfig, SlotRule, Trainable, add_lrc, calibrate, freeze_except_adapters, stats,
@@ -19,8 +19,11 @@ use bitnet_arch::warmup::{LambdaWarmupConfig, Schedule};
 use burn::tensor::{Int, Tensor};
 use clap::Parser;
 
-#[path = "smoke_train/repository.rs"]
+#[path = "../smoke_train/repository.rs"]
 mod repository;
+mod table;
+
+use table::{Table, rewrite};
 
 #[derive(Parser)]
 struct Flags {
@@ -46,16 +49,11 @@ const CALIBRATION: usize = 16;
 const LEARNING_RATE: f64 = 1e-3;
 
 /// What marks the table in the document.
-const BEGIN: &str = "<!-- cargo xtask lrc-results -->";
-const END: &str = "<!-- end -->";
+const MARK: &str = "cargo xtask lrc-results";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let flags = Flags::parse();
     let out = flags.out.clone().unwrap_or_else(repository::results);
-    let document = std::fs::read_to_string(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-    let (before, after) =
-        around_table(&document).ok_or_else(|| format!("{}: expected {BEGIN} and {END}", out.display()))?;
-
     let device = device(&flags.device)?;
     let dense = load(repository::small_model(), &device, &LoadOptions::default())?;
     let tokenizer = Tokenizer::from_file(repository::small_model().join("tokenizer.json"))?;
@@ -68,24 +66,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut plain = convert(dense.clone(), &policy)?.0.model;
     set_lambda(&mut plain, Some(1.0));
 
-    let mut experiment = Experiment { dense, plain, train, held_out, flags, rows: Vec::new() };
+    let mut experiment = Experiment { dense, plain, train, held_out, flags, table: Table::default() };
     for seed in 0..experiment.flags.seeds {
         device.seed(seed);
         experiment.run(seed)?;
     }
-    let table = experiment.table()?;
-    println!("{table}");
-    let file = Unfinished::beside(&out)?;
-    std::fs::write(file.path(), format!("{before}{BEGIN}\n\n{table}\n{END}{after}"))?;
-    file.finish()?;
+    let text = experiment.text()?;
+    println!("{text}");
+    rewrite(&out, MARK, &text)?;
     println!("wrote {}", out.display());
     Ok(())
-}
-
-/// What stands before and after the table.
-fn around_table(document: &str) -> Option<(&str, &str)> {
-    let (before, rest) = document.split_once(BEGIN)?;
-    Some((before, rest.split_once(END)?.1))
 }
 
 struct Experiment {
@@ -95,15 +85,7 @@ struct Experiment {
     train: TokenWindows,
     held_out: TokenWindows,
     flags: Flags,
-    rows: Vec<Row>,
-}
-
-/// One way to recover quality: its perplexity for each seed.
-struct Row {
-    what: String,
-    /// Bytes of the factors for each byte of codes.
-    overhead: Option<f64>,
-    perplexities: Vec<f64>,
+    table: Table,
 }
 
 impl Experiment {
@@ -142,11 +124,9 @@ impl Experiment {
     fn add(&mut self, what: &str, model: &CausalLm) -> Result<(), Box<dyn Error>> {
         let perplexity = perplexity(model, &self.held_out, BATCH)?;
         println!("{what}: {perplexity:.3}");
-        let overhead = stats(model).overhead();
-        match self.rows.iter_mut().find(|row| row.what == what) {
-            Some(row) => row.perplexities.push(perplexity),
-            None => self.rows.push(Row { what: what.into(), overhead, perplexities: vec![perplexity] }),
-        }
+        let overhead =
+            stats(model).overhead().map_or(String::from("none"), |overhead| format!("{overhead:.2}"));
+        self.table.add(what, &overhead, perplexity);
         Ok(())
     }
 
@@ -180,27 +160,17 @@ impl Experiment {
         Ok(model)
     }
 
-    fn table(&self) -> Result<String, std::fmt::Error> {
+    fn text(&self) -> Result<String, std::fmt::Error> {
         let Flags { steps, seeds, device, .. } = &self.flags;
-        let mut table = String::from(
-            "| model | bytes of factors per byte of codes | perplexity | over the seeds |\n|---|---|---|---|\n",
-        );
-        for Row { what, overhead, perplexities } in &self.rows {
-            let mean = perplexities.iter().sum::<f64>() / perplexities.len() as f64;
-            let (min, max) = perplexities
-                .iter()
-                .fold((f64::INFINITY, 0.0_f64), |(min, max), p| (min.min(*p), max.max(*p)));
-            let overhead = overhead.map_or(String::from("none"), |overhead| format!("{overhead:.2}"));
-            writeln!(table, "| {what} | {overhead} | {mean:.2} | {min:.2} to {max:.2} |")?;
-        }
+        let mut text = self.table.text("bytes of factors per byte of codes")?;
         writeln!(
-            table,
+            text,
             "\n{seeds} seeds, {steps} steps of {} tokens, {} tokens of calibration, {} held-out windows of {WINDOW} tokens, no \
              SubLN, {device}.",
             WINDOW * BATCH,
             CALIBRATION * BATCH * WINDOW,
             self.held_out.len(),
         )?;
-        Ok(table)
+        Ok(text)
     }
 }
