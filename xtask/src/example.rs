@@ -39,9 +39,9 @@ pub(crate) struct SmallModel {
     pub(crate) flags: Vec<String>,
 }
 
-/// Flags of `lrc-results`.
+/// Flags of `lrc-results` and `train-results`.
 #[derive(Args)]
-pub(crate) struct LrcResults {
+pub(crate) struct Results {
     /// Flags of the example, passed on unchanged: `--steps N`, `--seeds N`, `--device NAME`, `--out FILE`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
     pub(crate) flags: Vec<String>,

@@ -5,6 +5,7 @@
 //! | `smoke-train` | the main job: a dense checkpoint is converted to BitNet and trained, and the result is checked |
 //! | `make-small-model` | trains the small dense checkpoint that the repository carries |
 //! | `lrc-results` | measures corrections after ternarizing without training, and rewrites the table of docs/results.md |
+//! | `train-results` | trains ternary models in several ways, and rewrites another table of docs/results.md |
 //! | `bench` | one training step: dense, by plain operations, fused, and PyTorch's; or single operations beside their floors |
 //! | `test` | unit tests, doc tests, and the cross-crate suites, one process per backend |
 //! | `interop` | the exports in transformers, the gguf package and llama.cpp; writes docs/interop.md |
@@ -51,7 +52,9 @@ enum Task {
     /// Train the small dense checkpoint that the repository carries (release build)
     MakeSmallModel(example::SmallModel),
     /// Measure what recovers quality after ternarizing, and rewrite the table of docs/results.md (release build)
-    LrcResults(example::LrcResults),
+    LrcResults(example::Results),
+    /// Train ternary models in several ways, and rewrite their table of docs/results.md (release build)
+    TrainResults(example::Results),
     /// Measure training steps, or single operations, also beside PyTorch (release build)
     Bench(example::Bench),
     /// Run all tests: units, documentation, and the suites of every backend that is present
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::SmokeTrain(smoke) => example::run(&cargo, "smoke_train", &smoke.flags),
         Task::MakeSmallModel(small) => example::run(&cargo, "make_small_model", &small.flags),
         Task::LrcResults(results) => example::run(&cargo, "lrc_results", &results.flags),
+        Task::TrainResults(results) => example::run(&cargo, "train_results", &results.flags),
         Task::Bench(bench) => example::bench(&cargo, bench.flags),
         Task::Test(options) => test::run(&cargo, &options),
         Task::Interop(options) => interop::run(&cargo, &options),

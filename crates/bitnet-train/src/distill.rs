@@ -200,10 +200,10 @@ impl TermMeans {
     }
 }
 
-/// A teacher's tensor, for use beside a student's: of its type, and with autodiff of the same kind where the student has
-/// it.
+/// A teacher's tensor, for use beside a student's: on its device, of its type, and with autodiff of the same kind where the
+/// student has it.
 fn lift<const D: usize>(teacher: Tensor<D>, student: &Tensor<D>) -> Tensor<D> {
-    let teacher = teacher.inner().cast(student.dtype());
+    let teacher = teacher.inner().to_device(&student.device().inner()).cast(student.dtype());
     match student.gradient_checkpointing_strategy() {
         Some(strategy) => Tensor::from_inner(teacher).with_gradient_checkpointing_strategy(strategy),
         None => teacher,

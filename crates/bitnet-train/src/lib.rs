@@ -38,6 +38,7 @@ mod loss;
 mod metrics;
 mod opening;
 mod optimizer;
+mod replicas;
 mod report;
 mod run;
 mod run_config;
@@ -55,6 +56,7 @@ pub use error::TrainError;
 pub use loss::{Evaluation, evaluate, next_token_loss, perplexity};
 pub use metrics::{MetricsLog, Progress};
 pub use opening::Opening;
+pub use replicas::Replicas;
 pub use report::report;
 pub use run::{Best, Run};
 pub use run_config::{
@@ -62,4 +64,4 @@ pub use run_config::{
 };
 pub use snapshots::Snapshots;
 pub use teacher_logits::TeacherLogits;
-pub use trainer::{StepReport, Trainer};
+pub use trainer::{Loss, StepReport, Trainer};

@@ -1,10 +1,9 @@
 //! A whole run: from a file of settings to a trained checkpoint, interrupted as often as need be.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_convert::{Checkpoint, LoadOptions, Tensors, WeightType, save};
 use bitnet_layers::set_lambda;
@@ -23,8 +22,8 @@ use crate::opening::{
     refuse_packed, teacher, tokens,
 };
 use crate::{
-    Distillation, Evaluation, MetricsLog, RunConfig, Snapshots, StepReport, TrainError, Trainable, Trainer,
-    evaluate, next_token_loss,
+    Distillation, Evaluation, Loss, MetricsLog, Replicas, RunConfig, Snapshots, StepReport, TrainError,
+    Trainable, Trainer, evaluate, next_token_loss,
 };
 
 /// How strongly a step's loss moves the mean that an explosion is measured against.
@@ -127,6 +126,8 @@ pub struct Run {
     checkpoint: Checkpoint,
     trainer: Trainer<CausalLm>,
     distillation: Option<Arc<Distillation>>,
+    /// The devices, if there are several.
+    replicas: Option<Replicas<CausalLm>>,
     train: FileWindows,
     held_out: FileWindows,
     snapshots: Snapshots,
@@ -156,6 +157,11 @@ impl Run {
     ) -> Result<Self, TrainError> {
         config.validate()?;
         let device = device(config.device.as_deref().unwrap_or("flex"))?;
+        let mut devices = vec![device.clone()];
+        for more in &config.more_devices {
+            devices.push(bitnet_quant::device(more)?);
+        }
+        let replicas = (devices.len() > 1).then(|| Replicas::new(&devices)).transpose()?;
         let lock = lock(&config.out)?;
         let begun = config.out.join("config.toml");
         if begun.exists() {
@@ -220,6 +226,7 @@ impl Run {
             checkpoint,
             trainer,
             distillation,
+            replicas,
             train,
             held_out,
             snapshots,
@@ -261,14 +268,16 @@ impl Run {
         let Some(distillation) = self.distillation.clone() else {
             return self.step_with(next_token_loss);
         };
-        let means = RefCell::new(TermMeans::default());
-        let loss = |model: &CausalLm, batch: &Sequences| {
-            let terms = distillation.terms(model, batch)?;
-            means.borrow_mut().add(&terms)?;
+        let means = Arc::new(Mutex::new(TermMeans::default()));
+        let (sums, asked) = (means.clone(), distillation.clone());
+        let loss = move |model: &CausalLm, batch: &Sequences| {
+            let terms = asked.terms(model, batch)?;
+            sums.lock().unwrap_or_else(PoisonError::into_inner).add(&terms)?;
             Ok(total(&terms))
         };
+        let values = || means.lock().unwrap_or_else(PoisonError::into_inner).means();
         self.stopped(|run| {
-            run.try_step(loss, || means.borrow().means(), |run, batch| run.term_norms(&distillation, batch))
+            run.try_step(Arc::new(loss), values, |run, batch| run.term_norms(&distillation, batch))
         })
     }
 
@@ -278,9 +287,9 @@ impl Run {
     /// Those of [`step`](Self::step), and of `loss`.
     pub fn step_with(
         &mut self,
-        loss: impl Fn(&CausalLm, &Sequences) -> Result<Tensor<1>, TrainError>,
+        loss: impl Fn(&CausalLm, &Sequences) -> Result<Tensor<1>, TrainError> + Send + Sync + 'static,
     ) -> Result<StepReport, TrainError> {
-        self.stopped(|run| run.try_step(loss, BTreeMap::new, |_, _| Ok(BTreeMap::new())))
+        self.stopped(|run| run.try_step(Arc::new(loss), BTreeMap::new, |_, _| Ok(BTreeMap::new())))
     }
 
     /// Adds to an error where the run can go on from.
@@ -294,7 +303,7 @@ impl Run {
     /// A step whose log has the values of `terms`, and their gradients' norms where it is evaluated.
     fn try_step(
         &mut self,
-        loss: impl Fn(&CausalLm, &Sequences) -> Result<Tensor<1>, TrainError>,
+        loss: Loss<CausalLm, Sequences>,
         terms: impl FnOnce() -> Numbers,
         norms: impl FnOnce(&Self, &Sequences) -> Result<Numbers, TrainError>,
     ) -> Result<StepReport, TrainError> {
@@ -311,7 +320,10 @@ impl Run {
         let (evaluation_due, mut snapshot_due) =
             (due(self.config.eval.every), due(self.config.snapshots.every));
         let codes_before = if evaluation_due { codes(self.model())? } else { BTreeMap::new() };
-        let report = self.trainer.step(&batches, loss)?;
+        let report = match &self.replicas {
+            Some(replicas) => self.trainer.step_on(replicas, batches.clone(), &loss)?,
+            None => self.trainer.step(&batches, &*loss)?,
+        };
         self.watch(&report)?;
         self.log.write(&StepLine { report, terms: terms() })?;
 

@@ -41,6 +41,9 @@ pub struct RunConfig {
     /// own choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Devices that compute micro-batches beside that one, each on a copy of the model; none if it is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_devices: Vec<String>,
     /// A loss above this many times the moving mean of the steps before ends the run. 3 if it is left out.
     #[serde(default = "explosion")]
     pub explosion: f64,
@@ -232,6 +235,11 @@ impl RunConfig {
         )?;
         check("batch.micro_batch", batch.micro_batch, batch.micro_batch > 0, "at least 1")?;
         check("batch.accumulation", batch.accumulation, batch.accumulation > 0, "at least 1")?;
+        let n_devices = 1 + self.more_devices.len();
+        let expected =
+            format!("a multiple of the {n_devices} devices, among which micro-batches are dealt out");
+        let even = batch.accumulation.is_multiple_of(n_devices);
+        check("batch.accumulation", batch.accumulation, even, &expected)?;
         check("eval.every", self.eval.every, self.eval.every > 0, "at least 1")?;
         check("eval.windows", self.eval.windows, self.eval.windows > 0, "at least 1")?;
         check("snapshots.every", self.snapshots.every, self.snapshots.every > 0, "at least 1")?;
@@ -252,7 +260,7 @@ impl RunConfig {
             let mut settings = BTreeMap::new();
             flatten("", toml::from_str::<Table>(&config.to_toml()?).unwrap_or_default(), &mut settings);
             settings.retain(|name, _| {
-                !(["out", "device", "data.cache"].contains(&name.as_str())
+                !(["out", "device", "more_devices", "data.cache"].contains(&name.as_str())
                     || name.starts_with("eval.")
                     || name.starts_with("snapshots."))
             });
@@ -339,6 +347,11 @@ mod tests {
             10,
             "0.9",
         );
+        line(
+            &format!("more_devices = ['cuda:1']\n{SHORT}\n[batch]\naccumulation = 3"),
+            12,
+            "`batch.accumulation` is 3: expected a multiple of the 2",
+        );
         line(&format!("{SHORT}\n[eval]\nevery = 0"), 11, "`eval.every` is 0");
         line(
             &format!("{SHORT}\n[distill]\nlogit_kl = {{ temperature = 0 }}"),
@@ -357,6 +370,7 @@ mod tests {
         let mut other = config.clone();
         other.out = "runs/b".into();
         other.device = Some("wgpu".into());
+        other.more_devices = vec!["wgpu:1".into()];
         other.data.cache = "elsewhere".into();
         other.eval.every = 7;
         other.snapshots.keep = 7;

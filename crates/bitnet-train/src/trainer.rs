@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bitnet_layers::{Slots, set_lambda};
 use bitnet_warmup::LambdaWarmup;
 use burn::lr_scheduler::LrSchedulerRecord;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::module::Module;
-use burn::optim::GradientsAccumulator;
+use burn::module::{Module, ModuleDisplay};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::store::ModuleRecord;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use crate::clip::{clip, global_norm};
 use crate::files::{read_json, write_json};
 use crate::loss::read;
 use crate::optimizer::ModuleAdamW;
+use crate::replicas::{Pass, Passed, Replicas};
 use crate::working::{InOrder, Lowered, gradients, without_bf16};
 use crate::{Precision, TrainConfig, TrainError};
 
@@ -45,6 +47,21 @@ pub struct Trainer<M> {
     /// First step of the second stage, and its factor of the learning rate.
     stage_two: Option<(u64, f64)>,
     step: u64,
+}
+
+/// A loss that the threads of several devices share.
+pub type Loss<M, B> = Arc<dyn Fn(&M, &B) -> Result<Tensor<1>, TrainError> + Send + Sync>;
+
+/// One of `n` micro-batches: its share of the mean loss, and of the gradients.
+fn pass<M: Module, B>(
+    model: &M,
+    batch: &B,
+    loss: &(impl Fn(&M, &B) -> Result<Tensor<1>, TrainError> + ?Sized),
+    n: usize,
+) -> Passed {
+    let loss = loss(model, batch)? * (n as f64).recip();
+    let grads = gradients(&loss, model);
+    Ok((read(loss)?, grads))
 }
 
 /// What is saved beside the records.
@@ -97,34 +114,69 @@ impl<M: Module + Slots> Trainer<M> {
         micro_batches: &[B],
         loss: impl Fn(&M, &B) -> Result<Tensor<1>, TrainError>,
     ) -> Result<StepReport, TrainError> {
-        let step = self.step;
-        if micro_batches.is_empty() {
-            return Err(TrainError::NoBatch { step });
-        }
-        let finite = |what, found: f64| {
-            if found.is_finite() { Ok(found) } else { Err(TrainError::NotFinite { what, step, found }) }
-        };
-        let share = (micro_batches.len() as f64).recip();
-        let mut accumulator = GradientsAccumulator::new();
-        let mut mean_loss = 0.0;
         let model = self.working();
-        for batch in micro_batches {
-            let loss = loss(&model, batch)? * share;
-            let grads = gradients(&loss, &model);
-            mean_loss += finite("loss", read(loss)?)?;
+        let passes = micro_batches.iter().map(|batch| pass(&model, batch, &loss, micro_batches.len()));
+        let (loss, grads) = self.sum(passes)?;
+        drop(model);
+        self.update(loss, grads)
+    }
+
+    /// [`step`](Self::step) with the micro-batches dealt out to several devices, of which the first is the model's. The
+    /// gradients are added in the order of the micro-batches.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step); [`TrainError::Device`] where a device fails.
+    pub fn step_on<B: Send + 'static>(
+        &mut self,
+        replicas: &Replicas<M>,
+        micro_batches: Vec<B>,
+        loss: &Loss<M, B>,
+    ) -> Result<StepReport, TrainError>
+    where
+        M: ModuleDisplay + 'static,
+    {
+        let n = micro_batches.len();
+        let passes = micro_batches.into_iter().map(|batch| {
+            let loss = loss.clone();
+            Box::new(move |model: &M| pass(model, &batch, &*loss, n)) as Pass<M>
+        });
+        let done = replicas.run(&self.working(), passes.collect())?;
+        let (loss, grads) = self.sum(done.into_iter().map(Ok))?;
+        self.update(loss, grads)
+    }
+
+    fn finite(&self, what: &'static str, found: f64) -> Result<f64, TrainError> {
+        if found.is_finite() {
+            Ok(found)
+        } else {
+            Err(TrainError::NotFinite { what, step: self.step, found })
+        }
+    }
+
+    /// The sum of what the passes over a step's micro-batches give.
+    fn sum(&self, passes: impl Iterator<Item = Passed>) -> Passed {
+        let mut accumulator = GradientsAccumulator::new();
+        let mut mean_loss = None;
+        for pass in passes {
+            let (loss, grads) = pass?;
+            mean_loss = Some(mean_loss.unwrap_or(0.0) + self.finite("loss", loss)?);
             accumulator.accumulate(&self.model, grads);
         }
-        drop(model);
-        let grads = accumulator.grads();
-        let grad_norm = finite("gradient norm", global_norm(&self.model, &grads)?)?;
+        let loss = mean_loss.ok_or(TrainError::NoBatch { step: self.step })?;
+        Ok((loss, accumulator.grads()))
+    }
+
+    /// Updates the model by the gradients of a step.
+    fn update(&mut self, loss: f64, grads: GradientsParams) -> Result<StepReport, TrainError> {
+        let step = self.step;
+        let grad_norm = self.finite("gradient norm", global_norm(&self.model, &grads)?)?;
         let grads = match self.clip_norm {
             Some(max_norm) => clip(&self.model, grads, grad_norm, max_norm),
             None => grads,
         };
         let stage_two = self.stage_two.filter(|(first, _)| step >= *first);
         let learning_rate = self.schedule.step().base() * stage_two.map_or(1.0, |(_, rate)| rate);
-        let report =
-            StepReport { step, loss: mean_loss, grad_norm, lambda: self.warmup.lambda(), learning_rate };
+        let report = StepReport { step, loss, grad_norm, lambda: self.warmup.lambda(), learning_rate };
         self.model = self.optimizer.step(learning_rate, stage_two.is_none(), self.model.clone(), grads);
         self.warmup.step();
         set_lambda(&mut self.model, Some(self.warmup.lambda()));

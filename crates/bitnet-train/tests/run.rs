@@ -219,3 +219,34 @@ fn a_calibrated_run_in_bf16_goes_on() {
     };
     assert_eq!(run(true), run(false));
 }
+
+/// Two devices, each with its own copy of the model, take the steps of one; a run may change between them on the way.
+#[test]
+fn several_devices_are_one() {
+    let reports = |more: &[usize], settings: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "micro_batch = 1, accumulation = 4");
+        config.distill = (!settings.is_empty()).then(|| toml::from_str(settings).unwrap());
+        let mut reports = Vec::new();
+        for n in more {
+            config.more_devices = vec!["flex".into(); *n];
+            let mut run = open(&config);
+            reports.extend((0..2).map(|_| run.step().unwrap()));
+        }
+        reports
+    };
+    for settings in ["", "logit_kl = {}\nhidden_mse = {}"] {
+        let expected = reports(&[0, 0], settings);
+        assert_eq!(expected.last().unwrap().step, 3);
+        assert_eq!(reports(&[1, 1], settings), expected, "two devices");
+        assert_eq!(reports(&[0, 3], settings), expected, "one device, then four");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), "micro_batch = 1, accumulation = 2");
+    config.more_devices = vec!["flex".into()];
+    let error = open(&config).step_with(|_, _| Err(TrainError::Device("gone".into()))).unwrap_err();
+    assert!(error.to_string().contains("gone"), "{error}");
+    config.more_devices = vec!["cuda:77".into()];
+    let error = Run::open(&config, &config.model.source, |_| ()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, TrainError::NoDevice(_)), "{error}");
+}
