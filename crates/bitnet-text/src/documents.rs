@@ -66,6 +66,9 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
+/// A line of JSONL is in memory as a whole.
+const MAX_DOCUMENT: u64 = 1 << 28;
+
 /// Calls `document` with the text in a field of each line's object, and the line's length in bytes. Blank lines are
 /// passed over.
 pub(crate) fn json_lines(
@@ -77,7 +80,7 @@ pub(crate) fn json_lines(
     let mut text = Vec::new();
     for line in 1.. {
         text.clear();
-        let n = reader.read_until(b'\n', &mut text);
+        let n = reader.by_ref().take(MAX_DOCUMENT + 1).read_until(b'\n', &mut text);
         let n = n.map_err(|source: io::Error| TextError::Read { path: path.to_owned(), source })?;
         if n == 0 {
             return Ok(());
@@ -86,6 +89,9 @@ pub(crate) fn json_lines(
             continue;
         }
         let wrong = |reason: String| TextError::Line { path: path.to_owned(), line, reason };
+        if n as u64 > MAX_DOCUMENT {
+            return Err(wrong(format!("expected at most {MAX_DOCUMENT} bytes in a line")));
+        }
         let value: Value =
             serde_json::from_slice(&text).map_err(|error| wrong(format!("no JSON: {error}")))?;
         let object = value.as_object().ok_or_else(|| wrong("expected a JSON object".into()))?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::TextError;
 
@@ -108,6 +109,19 @@ impl TokenFile {
             })
         });
         tokens.collect()
+    }
+
+    /// SHA-256 of the tokens, as little-endian u32, in one pass over the file.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn fingerprint(&self) -> Result<String, TextError> {
+        let mut hash = Sha256::new();
+        for first in (0..self.len).step_by(PIECE as usize) {
+            let tokens = self.read(first, PIECE as usize)?;
+            hash.update(tokens.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Checks that a model with this vocabulary knows every token, in one pass over the file.

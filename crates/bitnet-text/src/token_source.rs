@@ -117,6 +117,20 @@ struct Making<'a> {
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
+/// Whether an open file is the one of that name.
+#[cfg(unix)]
+fn stands_under(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |data: fs::Metadata| (data.dev(), data.ino());
+    file.metadata().map(identity).ok() == fs::metadata(path).map(identity).ok()
+}
+
+/// Elsewhere an open file cannot be removed or renamed.
+#[cfg(not(unix))]
+fn stands_under(_: &File, _: &Path) -> bool {
+    true
+}
+
 impl Making<'_> {
     /// Writes beside `path` and renames. A second process waits for the first and finds its file; what a killed one
     /// left is overwritten. Returns the number of tokens; a file without any is removed again.
@@ -124,8 +138,15 @@ impl Making<'_> {
         let partial = path.with_extension("partial");
         let write = |source| TextError::Write { path: partial.clone(), source };
         fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).map_err(write)?;
-        let file = File::options().write(true).create(true).truncate(false).open(&partial).map_err(write)?;
-        file.lock().map_err(write)?;
+        let file = loop {
+            let file =
+                File::options().write(true).create(true).truncate(false).open(&partial).map_err(write)?;
+            file.lock().map_err(write)?;
+            // Whoever had the lock before may have removed the file, or given it its name.
+            if stands_under(&file, &partial) {
+                break file;
+            }
+        };
         if path.exists() {
             return TokenFile::open(path, TENSOR).map(|tokens| tokens.len());
         }

@@ -36,9 +36,9 @@ pub(crate) fn curves_svg(title: &str, y_label: &str, curves: &[Curve]) -> Result
     };
     let ((first, last), (low, high)) = (range(|p| p.0), range(|p| p.1));
     let refused =
-        |found: String| TrainError::Config { field: "curves", found, expected: "finite points".into() };
+        |found: String| TrainError::Config { field: "curves", found, expected: "a finite range".into() };
     if !(last - first).is_finite() || !(high - low).is_finite() {
-        return Err(refused("no point".into()));
+        return Err(refused(format!("[{first}, {last}] × [{low}, {high}]")));
     }
     let margin = (0.05 * (high - low)).max(1e-6 * high.abs()).max(f64::MIN_POSITIVE);
     let mut svg = String::new();

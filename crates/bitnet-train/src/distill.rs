@@ -156,7 +156,7 @@ impl Distillation {
     }
 }
 
-fn check_vocabulary(student: &CausalLm, found: usize) -> Result<(), TrainError> {
+pub(crate) fn check_vocabulary(student: &CausalLm, found: usize) -> Result<(), TrainError> {
     let vocab_size = student.config().vocab_size;
     check("distill.teacher", found, found == vocab_size, &format!("a vocabulary of {vocab_size}"))
 }

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bitnet_convert::{
     Checkpoint, ConversionReport, LoadOptions, auto_convert, check_tokenizer, convert_calibrated, is_bitnet,
     load,
 };
-use bitnet_layers::{Form, for_each_slot};
+use bitnet_layers::{Form, Outliers, for_each_slot};
 use bitnet_model::CausalLm;
 use bitnet_text::{FileWindows, TokenFile, TokenSource, Tokenizer};
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor};
+use sha2::{Digest, Sha256};
 
-use crate::{DistillConfig, Distillation, LogitKl, RunConfig, TeacherLogits, TrainError};
+use crate::distill::check_vocabulary;
+use crate::{DistillConfig, Distillation, LogitKl, RunConfig, TeacherLogits, TrainError, Trainable};
 
 /// What someone who waits for [`Run::open`](crate::Run::open) may want to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,14 +31,25 @@ pub enum Opening<'a> {
     Warning(&'a str),
 }
 
-/// Makes the run's folder and locks it.
+/// Makes the run's folder, locks it, and removes what a killed process left unfinished in it.
 pub(crate) fn lock(folder: &Path) -> Result<File, TrainError> {
     let path = folder.join("lock");
     let write = |error: std::io::Error| TrainError::Write { path: path.clone(), reason: error.to_string() };
     fs::create_dir_all(folder).map_err(write)?;
     let file = File::create(&path).map_err(write)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            for entry in fs::read_dir(folder).map_err(write)? {
+                let entry = entry.map_err(write)?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with('.') && name.contains(".partial-") {
+                    let is_folder = entry.file_type().map_err(write)?.is_dir();
+                    let remove = if is_folder { fs::remove_dir_all::<PathBuf> } else { fs::remove_file };
+                    remove(entry.path()).map_err(write)?;
+                }
+            }
+            Ok(file)
+        }
         Err(TryLockError::WouldBlock) => Err(TrainError::InUse { path: folder.into() }),
         Err(TryLockError::Error(error)) => Err(write(error)),
     }
@@ -91,7 +104,7 @@ pub(crate) fn distillation(
     distill: &DistillConfig,
     teacher: impl FnOnce() -> Result<CausalLm, TrainError>,
     student: &CausalLm,
-    train: &FileWindows,
+    (train, data): (&FileWindows, &str),
     progress: impl FnMut(u64, u64),
 ) -> Result<Distillation, TrainError> {
     let Some(LogitKl { top_k: Some(top_k), temperature, .. }) = distill.logit_kl else {
@@ -99,12 +112,17 @@ pub(crate) fn distillation(
     };
     distill.validate()?;
     let path = config.out.join("teacher.safetensors");
-    if !path.exists() {
+    let of = Sha256::digest(format!("{:?}, {data}", distill.teacher));
+    let of: String = of.iter().map(|byte| format!("{byte:02x}")).collect();
+    // One of another teacher or other data is from a run that never had a snapshot.
+    if !TeacherLogits::open(&path).is_ok_and(|kept| kept.of() == of) {
+        let teacher = teacher()?;
+        check_vocabulary(student, teacher.config().vocab_size)?;
         // The first epoch deals every window once, so these are all that the run will see.
         let n = train.len().min(config.train.steps.saturating_mul(config.windows_per_step()));
         let sequence = |i| Ok(train.batch(config.seed, i, 1)?.swap_remove(0));
         let sizes = (n, config.data.window, config.batch.micro_batch);
-        TeacherLogits::create(&path, &teacher()?, (top_k, temperature), sizes, sequence, progress)?;
+        TeacherLogits::create(&path, &of, &teacher, (top_k, temperature), sizes, sequence, progress)?;
     }
     Distillation::from_logits(TeacherLogits::open(&path)?, student, distill.clone())
 }
@@ -161,6 +179,39 @@ pub(crate) fn codes(model: &CausalLm) -> Result<Codes, TrainError> {
         }
     });
     failed.map(|()| codes)
+}
+
+/// The columns that each slot keeps in full precision.
+pub(crate) fn salient_columns(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
+    let mut columns = BTreeMap::new();
+    for_each_slot(model, |path, slot| {
+        if let Some(Outliers::Salient(salient)) = &slot.outliers {
+            columns.insert(path.to_owned(), salient.columns().to_vec());
+        }
+    });
+    columns
+}
+
+/// Refuses a model of which nothing can be trained.
+pub(crate) fn refuse_frozen(model: &CausalLm, trainable: Trainable) -> Result<(), TrainError> {
+    let mut found = Trains(false);
+    model.clone().train().visit(&mut found);
+    if found.0 {
+        return Ok(());
+    }
+    Err(TrainError::Config {
+        field: "model.trainable",
+        found: format!("{trainable:?}"),
+        expected: "what the model has: no parameter of it is to be trained".into(),
+    })
+}
+
+struct Trains(bool);
+
+impl ModuleVisitor for Trains {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0 |= param.val().is_require_grad();
+    }
 }
 
 /// A packed model has no weights that could change.

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::distill::{Term, TermMeans, total};
 use crate::files::{read_json, write_json, write_text};
 use crate::opening::{
-    Codes, OnlySubNorms, Opening, codes, converted, distillation, lock, other_run, refuse_other,
-    refuse_packed, teacher, tokens,
+    Codes, OnlySubNorms, Opening, codes, converted, distillation, lock, other_run, refuse_frozen,
+    refuse_other, refuse_packed, salient_columns, teacher, tokens,
 };
 use crate::{
     Distillation, Evaluation, Loss, MetricsLog, Replicas, RunConfig, Snapshots, StepReport, TrainError,
@@ -28,6 +28,9 @@ use crate::{
 
 /// How strongly a step's loss moves the mean that an explosion is measured against.
 const MEAN_SHARE: f64 = 0.05;
+
+/// A loss below limits nothing: what is compared with a teacher begins at nothing, and grows with λ.
+const SMALL_LOSS: f64 = 0.1;
 
 /// Steps before an explosion is looked for.
 const SETTLING_STEPS: u64 = 20;
@@ -90,9 +93,10 @@ struct RunState {
     best: Option<Best>,
     /// The moving mean of the loss, as its bits: decimal digits need not come back as the same number.
     mean_loss: Option<u64>,
-    /// The file of tokens, which is named after its content where it was made from text, and the number of sequences:
-    /// other data are another run.
+    /// A hash of the tokens, and the number of sequences: other data are another run.
     data: String,
+    /// The columns that slots keep in full precision, which the weights of those belong to.
+    salient: BTreeMap<String, Vec<usize>>,
 }
 
 /// A run in its folder.
@@ -137,6 +141,8 @@ pub struct Run {
     first_codes: Codes,
     /// Steps of the snapshot that was written or read last.
     saved: Option<u64>,
+    /// The step that ended the run, if its loss exploded.
+    exploded: Option<StepReport>,
     /// Locked as long as the run is open; the system unlocks it if the process is killed.
     _lock: File,
 }
@@ -174,8 +180,9 @@ impl Run {
         let tokens = tokens(config, source, &checkpoint.model, &mut |done, total| {
             opening(Opening::Tokenizing(done, total));
         })?;
-        let name = tokens.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let data = tokens.fingerprint()?;
         let (train, held_out) = FileWindows::new(tokens, config.data.window)?.split(config.data.held_out)?;
+        let data = format!("{data}, {} sequences", train.len());
         checkpoint.model.batch(&[train.get(0)?])?; // suits the model's positions
         let dense = config.distill.as_ref().map(|_| checkpoint.model.clone());
         let (mut checkpoint, report) = converted(checkpoint, config, &train)?;
@@ -184,7 +191,14 @@ impl Run {
                 let source = report.is_some().then_some(dense);
                 let teacher = || teacher(distill, source, &device);
                 let asking = |done, total| opening(Opening::Asking(done, total));
-                Some(Arc::new(distillation(config, distill, teacher, &checkpoint.model, &train, asking)?))
+                Some(Arc::new(distillation(
+                    config,
+                    distill,
+                    teacher,
+                    &checkpoint.model,
+                    (&train, &data),
+                    asking,
+                )?))
             }
             _ => None,
         };
@@ -199,8 +213,9 @@ impl Run {
         if config.model.trainable == Trainable::SubNorms {
             model = model.map(&mut OnlySubNorms { containers: Vec::new() });
         }
+        refuse_frozen(&model, config.model.trainable)?;
         let first_codes = codes(&model)?;
-        let data = format!("{name}, {} sequences", train.len());
+        let salient = salient_columns(&model);
         let found = snapshots.newest(
             |warning| opening(Opening::Warning(warning)),
             |folder| {
@@ -211,12 +226,17 @@ impl Run {
         let (trainer, state) = match found {
             Some((trainer, state)) => (trainer, state),
             None => {
-                let state = RunState { best: None, mean_loss: None, data: data.clone() };
+                let state =
+                    RunState { best: None, mean_loss: None, data: data.clone(), salient: salient.clone() };
                 (Trainer::new(model, &config.train)?, state)
             }
         };
         if state.data != data {
             return Err(other_run(config, "data", state.data, data));
+        }
+        if state.salient != salient {
+            let [found, expected] = [&state.salient, &salient].map(|columns| format!("{columns:?}"));
+            return Err(other_run(config, "salient columns", found, expected));
         }
         let steps = trainer.steps_taken();
         let log = MetricsLog::resume(config.out.join("metrics.jsonl"), steps)?;
@@ -234,6 +254,7 @@ impl Run {
             log,
             first_codes,
             saved: (steps > 0).then_some(steps),
+            exploded: None,
             _lock: lock,
         })
     }
@@ -307,6 +328,9 @@ impl Run {
         terms: impl FnOnce() -> Numbers,
         norms: impl FnOnce(&Self, &Sequences) -> Result<Numbers, TrainError>,
     ) -> Result<StepReport, TrainError> {
+        if let Some(report) = self.exploded {
+            self.watch(&report)?;
+        }
         let step = self.steps_taken();
         // Whatever is random in a step depends on nothing before it, so that a resumed run repeats it.
         self.device.seed(self.config.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -334,7 +358,7 @@ impl Run {
             let grad_norms = norms(self, &batches[0])?;
             let activations = self.activations()?;
             self.log.write(&EvaluationLine { step, perplexity, grad_norms, codes, activations })?;
-            if self.state.best.is_none_or(|best| perplexity < best.perplexity) {
+            if perplexity.is_finite() && self.state.best.is_none_or(|best| perplexity < best.perplexity) {
                 self.state.best = Some(Best { steps, perplexity });
                 snapshot_due = true;
             }
@@ -405,7 +429,7 @@ impl Run {
         )
     }
 
-    /// Writes a snapshot now, unless the newest has all steps.
+    /// Writes a snapshot now, unless the newest has all steps, or the last one exploded.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] where it cannot be written.
@@ -416,7 +440,7 @@ impl Run {
 
     fn try_save(&mut self) -> Result<(), TrainError> {
         let steps = self.steps_taken();
-        if self.saved == Some(steps) {
+        if self.saved == Some(steps) || self.exploded.is_some() {
             return Ok(());
         }
         let (trainer, state) = (&self.trainer, &self.state);
@@ -433,7 +457,8 @@ impl Run {
         let StepReport { step, loss, .. } = *report;
         let mean = self.state.mean_loss.map_or(loss, f64::from_bits);
         let limit = self.config.explosion;
-        if step >= SETTLING_STEPS && loss > limit * mean {
+        if step >= SETTLING_STEPS && loss > limit * mean.max(SMALL_LOSS) {
+            self.exploded = Some(*report);
             return Err(TrainError::Explosion { step, found: loss, mean, limit });
         }
         self.state.mean_loss = Some((mean + MEAN_SHARE * (loss - mean)).to_bits());
@@ -451,14 +476,14 @@ impl Run {
         let checkpoint = checkpoint.with_type(WeightType::F32);
         let last = trainer.steps_taken();
         let model = trainer.into_model();
-        let best = state.best.filter(|best| best.steps != last);
-        if let Some(best) = best.filter(|_| !config.out.join("best").exists()) {
-            let best = Trainer::load(model.clone(), &config.train, &snapshots.path(best.steps))?;
-            save(&checkpoint.clone().with_model(best.into_model()), config.out.join("best"))?;
-        }
         let folder = config.out.join("model");
         if !folder.exists() {
-            save(&checkpoint.with_model(model), &folder)?;
+            save(&checkpoint.clone().with_model(model.clone()), &folder)?;
+        }
+        let best = state.best.filter(|best| best.steps != last);
+        if let Some(best) = best.filter(|_| !config.out.join("best").exists()) {
+            let best = Trainer::load(model, &config.train, &snapshots.path(best.steps))?;
+            save(&checkpoint.with_model(best.into_model()), config.out.join("best"))?;
         }
         Ok(folder)
     }

@@ -183,6 +183,9 @@ impl Default for SnapshotConfig {
     }
 }
 
+/// A step's sequences are in memory together.
+const MAX_SEQUENCES: usize = 1 << 20;
+
 impl RunConfig {
     /// Reads and checks a file.
     ///
@@ -235,6 +238,10 @@ impl RunConfig {
         )?;
         check("batch.micro_batch", batch.micro_batch, batch.micro_batch > 0, "at least 1")?;
         check("batch.accumulation", batch.accumulation, batch.accumulation > 0, "at least 1")?;
+        let sequences = batch.micro_batch.checked_mul(batch.accumulation);
+        let few = sequences.is_some_and(|n| n <= MAX_SEQUENCES);
+        let expected = format!("at most {MAX_SEQUENCES} sequences in a step, micro_batch · accumulation");
+        check("batch.accumulation", batch.accumulation, few, &expected)?;
         let n_devices = 1 + self.more_devices.len();
         let expected =
             format!("a multiple of the {n_devices} devices, among which micro-batches are dealt out");
@@ -260,7 +267,7 @@ impl RunConfig {
             let mut settings = BTreeMap::new();
             flatten("", toml::from_str::<Table>(&config.to_toml()?).unwrap_or_default(), &mut settings);
             settings.retain(|name, _| {
-                !(["out", "device", "more_devices", "data.cache"].contains(&name.as_str())
+                !(["out", "device", "more_devices", "explosion", "data.cache"].contains(&name.as_str())
                     || name.starts_with("eval.")
                     || name.starts_with("snapshots."))
             });
@@ -351,6 +358,11 @@ mod tests {
             &format!("more_devices = ['cuda:1']\n{SHORT}\n[batch]\naccumulation = 3"),
             12,
             "`batch.accumulation` is 3: expected a multiple of the 2",
+        );
+        line(
+            &format!("{SHORT}\n[batch]\naccumulation = 4611686018427387904"),
+            11,
+            "at most 1048576 sequences in a step",
         );
         line(&format!("{SHORT}\n[eval]\nevery = 0"), 11, "`eval.every` is 0");
         line(

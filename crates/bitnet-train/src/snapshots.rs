@@ -89,7 +89,12 @@ impl Snapshots {
         }
         unfinished.finish().map_err(write)?;
         sync(&self.folder).map_err(write)?;
-        let all = self.list()?;
+        let mut all = self.list()?;
+        // Newer ones are damaged, or they would have been gone on from.
+        for &newer in all.iter().filter(|newer| **newer > steps) {
+            fs::remove_dir_all(self.path(newer)).map_err(write)?;
+        }
+        all.retain(|found| *found <= steps);
         let old = &all[..all.len().saturating_sub(self.keep)];
         for &steps in old.iter().filter(|steps| Some(**steps) != best) {
             fs::remove_dir_all(self.path(steps)).map_err(write)?;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bitnet_convert::Unfinished;
 use bitnet_model::CausalLm;
@@ -31,7 +32,8 @@ use crate::config::check;
 #[derive(Debug)]
 pub struct TeacherLogits {
     path: PathBuf,
-    file: File,
+    /// Threads of several devices read from it: its position belongs to one at a time.
+    file: Mutex<File>,
     about: About,
     /// Ascending.
     keys: Vec<u64>,
@@ -39,9 +41,11 @@ pub struct TeacherLogits {
     start: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct About {
+    /// Which teacher, and which data.
+    of: String,
     rows: u64,
     window: usize,
     top_k: usize,
@@ -51,12 +55,12 @@ struct About {
 
 impl About {
     /// Values of one row of `tokens` or `log_p`.
-    fn row(self) -> usize {
+    fn row(&self) -> usize {
         self.window * self.top_k
     }
 
     /// Bytes of one of the two tensors.
-    fn bytes(self) -> u64 {
+    fn bytes(&self) -> u64 {
         4 * self.rows * self.row() as u64
     }
 }
@@ -66,7 +70,8 @@ const HEADER: u64 = 1024;
 
 impl TeacherLogits {
     /// Runs a teacher over `n` sequences of `window` tokens, `batch` at a time, and writes what it says. Sequences that
-    /// are equal are kept once. The file appears under its name when it is whole.
+    /// are equal are kept once. The file appears under its name when it is whole; `of`, at most 100 characters, is kept in it to tell
+    /// teachers and data apart.
     ///
     /// # Errors
     /// - [`TrainError::Config`] for more tokens than the vocabulary has
@@ -74,6 +79,7 @@ impl TeacherLogits {
     /// - [`TrainError::NotFinite`] where a logit is not finite, [`TrainError::Write`], [`TrainError::Device`]
     pub fn create(
         path: &Path,
+        of: &str,
         teacher: &CausalLm,
         (top_k, temperature): (usize, f64),
         (n, window, batch): (u64, usize, usize),
@@ -86,16 +92,16 @@ impl TeacherLogits {
         let mut rows = (0..n).map(|i| Ok((key(&sequence(i)?), i))).collect::<Result<Vec<_>, TextError>>()?;
         rows.sort_unstable();
         rows.dedup_by_key(|(key, _)| *key);
-        let about = About { rows: rows.len() as u64, window, top_k, vocab_size, temperature };
+        let about = About { of: of.into(), rows: rows.len() as u64, window, top_k, vocab_size, temperature };
 
         let write = |error: io::Error| TrainError::Write { path: path.into(), reason: error.to_string() };
         let unfinished = Unfinished::beside(path).map_err(write)?;
-        let file = || File::options().create(true).truncate(false).write(true).open(unfinished.path());
+        let open = || File::options().write(true).open(unfinished.path());
         let start = HEADER + 8 * about.rows;
-        let mut front = BufWriter::new(file().map_err(write)?);
+        let mut front = BufWriter::new(File::create(unfinished.path()).map_err(write)?);
         let keys = rows.iter().flat_map(|(key, _)| key.to_le_bytes()).collect::<Vec<u8>>();
-        front.write_all(&header(about)).and_then(|()| front.write_all(&keys)).map_err(write)?;
-        let mut log_p_file = BufWriter::new(file().map_err(write)?);
+        front.write_all(&header(&about)).and_then(|()| front.write_all(&keys)).map_err(write)?;
+        let mut log_p_file = BufWriter::new(open().map_err(write)?);
         log_p_file.seek(SeekFrom::Start(start + about.bytes())).map_err(write)?;
 
         let teacher = teacher.valid();
@@ -136,13 +142,19 @@ impl TeacherLogits {
             .and_then(|about| serde_json::from_str(&about).ok())
             .ok_or_else(|| wrong("expected a teacher's logits, with `about` in its metadata".into()))?;
         let found = file.metadata().map_err(read)?.len();
-        if bytes_of(about) != Some(found) || bytes != header(about) {
+        if bytes_of(&about) != Some(found) || bytes != header(&about) {
             return Err(wrong(format!("it has {found} bytes, not those that its header describes")));
         }
         let mut keys = vec![0; 8 * about.rows as usize];
         file.read_exact(&mut keys).map_err(read)?;
         let keys = keys.as_chunks().0.iter().map(|key| u64::from_le_bytes(*key)).collect();
-        Ok(Self { path: path.into(), file, about, keys, start: HEADER + 8 * about.rows })
+        let start = HEADER + 8 * about.rows;
+        Ok(Self { path: path.into(), file: Mutex::new(file), about, keys, start })
+    }
+
+    /// What [`create`](Self::create) was told that it is of.
+    pub fn of(&self) -> &str {
+        &self.about.of
     }
 
     /// How many tokens are kept after each token.
@@ -169,7 +181,7 @@ impl TeacherLogits {
         sequences: &[Vec<u32>],
         device: &Device,
     ) -> Result<(Tensor<3, Int>, Tensor<3>), TrainError> {
-        let About { top_k, window, vocab_size, .. } = self.about;
+        let &About { top_k, window, vocab_size, .. } = &self.about;
         let wrong = |reason: String| TrainError::Read { path: self.path.clone(), reason };
         let (mut tokens, mut log_p) = (Vec::new(), Vec::new());
         for sequence in sequences {
@@ -178,7 +190,7 @@ impl TeacherLogits {
             let bytes = |tensor: u64| {
                 let mut bytes = vec![0; 4 * self.about.row()];
                 let at = self.start + tensor * self.about.bytes() + row as u64 * bytes.len() as u64;
-                let mut file = &self.file;
+                let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
                 file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes)).map(|()| bytes)
             };
             let of = |tensor| bytes(tensor).map_err(|error| wrong(error.to_string()));
@@ -196,13 +208,13 @@ impl TeacherLogits {
 }
 
 /// The size of a whole file; `None` for what no file can have.
-fn bytes_of(about: About) -> Option<u64> {
+fn bytes_of(about: &About) -> Option<u64> {
     let row = 8_u64.checked_mul(about.window as u64)?.checked_mul(about.top_k as u64)?.checked_add(8)?;
     about.rows.checked_mul(row)?.checked_add(HEADER)
 }
 
-fn header(about: About) -> Vec<u8> {
-    let About { rows, window, top_k, .. } = about;
+fn header(about: &About) -> Vec<u8> {
+    let &About { rows, window, top_k, .. } = about;
     let keys = 8 * rows;
     let values = |dtype, from| json!({ "dtype": dtype, "shape": [rows, window, top_k], "data_offsets": [from, from + about.bytes()] });
     let json = json!({
@@ -263,8 +275,9 @@ mod tests {
             assert!(error.contains("teacher.safetensors"), "{error}");
             error
         };
-        let about = About { rows: 2, window: 3, top_k: 4, vocab_size: 5, temperature: 1.5 };
-        let mut whole = header(about);
+        let about =
+            About { of: "a teacher".into(), rows: 2, window: 3, top_k: 4, vocab_size: 5, temperature: 1.5 };
+        let mut whole = header(&about);
         whole.resize(HEADER as usize + 2 * 8 + 2 * (2 * 3 * 4 * 4), 0);
         std::fs::write(&path, &whole).unwrap();
         assert_eq!(TeacherLogits::open(&path).unwrap().about, about);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bitnet_convert::{correct, save_with_report};
+use bitnet_convert::{WeightType, correct, save_with_report};
 use bitnet_lrc::{
     Calibration, Init, LeftBecause, LrcConfig, LrcStats, PERCENTAGE, SlotAction, SlotRule, stats,
 };
@@ -114,6 +114,8 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
     if calibration.report.n_added() == 0 {
         return Err(nothing_added(&calibration));
     }
+    // In a coarser type the factors would be others than those that were fitted, and so would the codes after rounds.
+    let checkpoint = checkpoint.with_type(WeightType::F32);
     let stats = stats(&checkpoint.model);
     let report = json!({
         "config": config,

@@ -267,6 +267,10 @@ fn an_exploding_loss_ends_with_the_last_good_snapshot() {
     fs::write(&config, config_text).unwrap();
     let error = bitnet!("train", &config, "--quiet").failed();
     assert!(error.contains("loss of step") && error.contains("the last good snapshot has"), "{error}");
+    let config_text = fs::read_to_string(&config).unwrap().replace("explosion = 1.0000001", "explosion = 30");
+    fs::write(&config, config_text).unwrap();
+    bitnet!("train", &config, "--quiet").ok();
+    assert!(Path::new(&work.path("run/model")).exists());
 }
 
 #[test]
@@ -346,7 +350,11 @@ fn a_distilled_run_logs_its_terms_and_reports() {
 
     bitnet!("report", &work.path("whole"), &work.path("again"), "--quiet").ok();
     let page = fs::read_to_string(work.path("whole/report.html")).unwrap();
-    assert_eq!(page.matches("<svg").count(), 9, "five plots, the terms, their norms, two of codes");
+    assert_eq!(
+        page.matches("<svg").count(),
+        12,
+        "five plots, the terms, their norms, three of codes, two of activations"
+    );
     let error = bitnet!("report", &work.path("nowhere")).failed();
     assert!(error.contains("metrics.jsonl"), "{error}");
 
