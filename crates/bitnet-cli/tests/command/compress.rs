@@ -40,9 +40,12 @@ fn options_may_stand_in_a_file() {
         error.contains("options.toml") && error.contains("line 2") && error.contains("pakced"),
         "{error}"
     );
-    assert!(
-        bitnet!("compress", &small(), "x", "--config", &config, "--packed").misused().contains("--packed")
-    );
+    fs::write(&config, "dtype = 'bf16'\n").unwrap();
+    let twice = bitnet!("compress", &small(), "x", "--config", &config, "--dtype", "f16").failed();
+    assert!(twice.contains("`dtype` is \"bf16\" in the file and \"f16\" as a flag"), "{twice}");
+    let beside = work.path().join("beside");
+    bitnet!("compress", &small(), &beside, "--config", &config, "--packed").ok();
+    assert!(beside.join("packed").is_dir());
     let both = bitnet!("compress", &small(), "x", "--threshold", "0.1", "--granularity", "row").misused();
     assert!(both.contains("--threshold"), "{both}");
 }
