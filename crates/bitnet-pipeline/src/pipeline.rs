@@ -112,7 +112,7 @@ impl Pipeline {
         };
         let device_name = config.device.clone().unwrap_or_else(|| "flex".into());
         let device = device(&device_name)?;
-        if target.file_name().is_none() || (is_full(&target) && !is_finished(&target)) {
+        if target.file_name().is_none() || (is_full(&target) && !Work::is_left_over(&target)) {
             return Err(CompressError::Exists { path: target }.into());
         }
         if is_inside(&target, &source) {
@@ -214,12 +214,6 @@ impl Pipeline {
 
 fn is_full(target: &Path) -> bool {
     target.is_file() || target.read_dir().is_ok_and(|mut entries| entries.next().is_some())
-}
-
-/// Whether a run was killed after it gave the target its name.
-fn is_finished(target: &Path) -> bool {
-    let work = Work::folder(target);
-    work.join("verify.json").exists() && !work.join(write::DENSE).exists()
 }
 
 /// Windows of the data.

@@ -129,9 +129,11 @@ impl fmt::Display for Report {
 pub(crate) fn finish(context: Context) -> Result<Report, PipelineError> {
     let report = report(&context)?;
     let (target, dense) = (&context.pipeline.target, context.work.path(DENSE));
-    write_json(&dense.join(STATS), &report)?;
-    write_text(&dense.join(PAGE), &page(&report)?)?;
-    for (path, name) in parts(&context) {
+    // Not in their place: what is left of a killed process is cleared away here only.
+    let (stats, html) = (context.work.path(STATS), context.work.path(PAGE));
+    write_json(&stats, &report)?;
+    write_text(&html, &page(&report)?)?;
+    for (path, name) in parts(&context).into_iter().chain([(stats, STATS), (html, PAGE)]) {
         if path.exists() {
             fs::rename(&path, dense.join(name)).map_err(write_error(&path))?;
         }

@@ -48,6 +48,14 @@ impl Work {
         Ok(work)
     }
 
+    /// Whether a folder is all that a run left that was killed after it gave the target its name.
+    pub(crate) fn is_left_over(target: &Path) -> bool {
+        let folder = Self::folder(target);
+        let verified = folder.join(format!("{}.json", Stage::Verify.name())).exists();
+        let empty = folder.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        empty || (verified && !folder.join(crate::write::DENSE).exists())
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -94,8 +102,10 @@ impl Work {
         Ok(())
     }
 
-    /// Removes the folder.
+    /// Removes the folder, the last manifest last: while it is there, what happened can be told.
     pub(crate) fn end(self) -> Result<(), PipelineError> {
+        let last = format!("{}.json", Stage::Verify.name());
+        self.remove(|name| name != last)?;
         fs::remove_dir_all(&self.folder).map_err(write_error(&self.folder))
     }
 }
