@@ -102,10 +102,10 @@ impl Work {
         Ok(())
     }
 
-    /// Removes the folder, the last manifest last: while it is there, what happened can be told.
+    /// Removes the folder, and last of it what tells that a run came to its end.
     pub(crate) fn end(self) -> Result<(), PipelineError> {
         let last = format!("{}.json", Stage::Verify.name());
-        self.remove(|name| name != last)?;
+        self.remove(|name| name != last && name != RUN)?;
         fs::remove_dir_all(&self.folder).map_err(write_error(&self.folder))
     }
 }

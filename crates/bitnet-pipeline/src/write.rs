@@ -129,7 +129,12 @@ pub(crate) fn run(context: &mut Context) -> Result<(), PipelineError> {
     save(&stored(pipeline, dense)?, &folder)?;
     let (copied, skipped) = copy_companions(pipeline, &folder)?;
     let latent = context.open_model(&chosen(context, Stage::Write)?)?;
-    let gguf = export(context, &bitnet, &latent)?;
+    // Exports bear the source's name.
+    let named = |checkpoint: &Checkpoint| {
+        let (model, config) = (checkpoint.model.clone(), checkpoint.config.clone());
+        stored(pipeline, Checkpoint::new(model, config, &pipeline.source))
+    };
+    let gguf = export(context, &named(&bitnet)?, &named(&latent)?)?;
     let written = headers(&folder)?;
     let packed = (model == PACKED).then(|| headers(&context.work.path(PACKED))).transpose()?;
     let (tensors, [errors, squares]) = tensors(context, &bitnet, &latent, &written, packed.as_ref())?;
