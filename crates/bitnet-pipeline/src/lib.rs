@@ -36,6 +36,7 @@ mod pipeline;
 mod report;
 mod stage;
 mod tensors;
+mod validate;
 mod verify;
 mod work;
 mod write;

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::fine_tune::chosen;
 use crate::pipeline::Context;
 use crate::tensors::{codes, values};
-use crate::write::{DENSE, GGUF, HF, Packed, Written, check_unchanged, make_dense, remove_additions};
+use crate::write::{
+    DENSE, GGUF, HF, Packed, Written, check_unchanged, make_dense, remove_additions, set_bias,
+};
 use crate::{PipelineError, Stage};
 
 /// Tokens that logits are compared on, at most.
@@ -59,7 +61,7 @@ pub(crate) fn run(context: &mut Context) -> Result<(), PipelineError> {
         packed_codes: if model == crate::write::PACKED { n_codes } else { 0 },
         ..Verification::default()
     };
-    verification.copied_bytes = same_floats(&bitnet.model, &dense.model)?;
+    verification.copied_bytes = same_floats(&bitnet.model, &dense.model, &types)?;
     let mut exported_codes = 0;
     for name in [HF, GGUF] {
         let path = context.work.path(name);
@@ -172,8 +174,14 @@ fn float_of(checkpoint: &Checkpoint, path: &str, types: &BTreeMap<String, Float>
     types.get(&format!("{}.weight", checkpoint.slot_name(path))).copied().unwrap_or(Float::F32)
 }
 
-/// Compares the parameters that are no maps' weights; their bytes in f32.
-fn same_floats(bitnet: &CausalLm, dense: &CausalLm) -> Result<u64, PipelineError> {
+/// Compares the parameters that are no maps' weights, up to the types that the dense folder rounds to; their bytes in f32.
+fn same_floats(
+    bitnet: &CausalLm,
+    dense: &CausalLm,
+    types: &BTreeMap<String, Float>,
+) -> Result<u64, PipelineError> {
+    let mut rounded = types.values().copied().collect::<Vec<_>>();
+    rounded.dedup();
     let read = |model: &CausalLm| {
         let mut model = model.clone();
         // What is left of a slot without its form are norms.
@@ -191,8 +199,11 @@ fn same_floats(bitnet: &CausalLm, dense: &CausalLm) -> Result<u64, PipelineError
     let mut bytes = 0;
     for (path, expected) in &expected {
         let Some(found) = found.get(path) else { continue };
-        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-        if bits(expected) != bits(found) {
+        let same = |float: &Float| {
+            let mut pairs = expected.iter().zip(found);
+            pairs.all(|(expected, found)| float.round(*expected).to_bits() == found.to_bits())
+        };
+        if expected.len() != found.len() || !rounded.iter().any(same) {
             let what = format!("values of {path}");
             return Err(PipelineError::Differs { artifact: DENSE, what, found: 1.0, expected: 0.0 });
         }
@@ -234,16 +245,25 @@ fn same_logits(
     types: &BTreeMap<String, Float>,
     exported_codes: u64,
 ) -> Result<Checks, PipelineError> {
-    let mut weights_alone = bitnet.model.clone();
+    let mut slots = BTreeMap::new();
+    for_each_slot(&bitnet.model, |path, slot| {
+        if slot.is_bit() {
+            slots.insert(path.to_owned(), slot.clone());
+        }
+    });
+    // Everything but the ternary slots is the dense folder's.
+    let mut weights_alone = dense.clone();
     let (mut plain, mut coarsest, mut result) = (true, Float::F32, Ok(()));
     for_each_slot_mut(&mut weights_alone, |path, slot| {
-        if slot.is_bit() && result.is_ok() {
+        if let (Some(mut ternary), true) = (slots.remove(path), result.is_ok()) {
             let float = float_of(bitnet, path, types);
-            plain &= is_plain(slot);
+            plain &= is_plain(&ternary);
             if epsilon(float) > epsilon(coarsest) {
                 coarsest = float;
             }
-            result = without_activations(path, slot, float);
+            result = without_activations(path, &mut ternary, float);
+            set_bias(&mut ternary, slot.bias().cloned());
+            *slot = ternary;
         }
     });
     result?;

@@ -1,5 +1,6 @@
 //! Stages `pack` and `write`: the artifacts.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,9 +9,10 @@ use bitnet_convert::{
     Checkpoint, GgufOptions, HfConfig, HfFormat, HfOptions, LoadOptions, Tensors, WeightType, export_gguf,
     export_hf, pack, save,
 };
-use bitnet_layers::{Form, LayerError, Projection, SubLnOrigin, for_each_slot_mut};
+use bitnet_layers::{Form, LayerError, Projection, SubLnOrigin, for_each_slot, for_each_slot_mut};
 use burn::module::Param;
 use burn::nn::Linear;
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -115,11 +117,16 @@ pub(crate) fn run(context: &mut Context) -> Result<(), PipelineError> {
     }
     let pipeline = context.pipeline;
     let bitnet = context.open_model(&context.work.path(&model))?;
+    let latent = context.open_model(&chosen(context, Stage::Write)?)?;
+    // Packed folders hold biases divided by scales: not to the last bit what they were.
+    let mut biases = BTreeMap::new();
+    for_each_slot(&latent.model, |path, slot| drop(biases.insert(path.to_owned(), slot.bias().cloned())));
     let mut dense = bitnet.model.clone();
     let mut failed = Ok(());
-    for_each_slot_mut(&mut dense, |_, slot| {
-        if failed.is_ok() {
+    for_each_slot_mut(&mut dense, |path, slot| {
+        if failed.is_ok() && slot.is_bit() {
             failed = make_dense(slot);
+            set_bias(slot, biases.remove(path).flatten());
         }
     });
     failed?;
@@ -128,7 +135,6 @@ pub(crate) fn run(context: &mut Context) -> Result<(), PipelineError> {
     let dense = Checkpoint::new(dense, config, &pipeline.source);
     save(&stored(pipeline, dense)?, &folder)?;
     let (copied, skipped) = copy_companions(pipeline, &folder)?;
-    let latent = context.open_model(&chosen(context, Stage::Write)?)?;
     // Exports bear the source's name.
     let named = |checkpoint: &Checkpoint| {
         let (model, config) = (checkpoint.model.clone(), checkpoint.config.clone());
@@ -185,6 +191,15 @@ pub(crate) fn make_dense(slot: &mut Projection) -> Result<(), LayerError> {
     slot.low_rank = None;
     slot.outliers = None;
     Ok(())
+}
+
+/// Gives a slot's map another bias.
+pub(crate) fn set_bias(slot: &mut Projection, bias: Option<Param<Tensor<1>>>) {
+    match &mut slot.form {
+        Form::Dense(linear) => linear.bias = bias,
+        Form::Bit(linear) => linear.bias = bias,
+        Form::Packed(linear) => linear.bias = bias,
+    }
 }
 
 /// Takes away what conversion inserted before a map.

@@ -178,8 +178,9 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "N")]
     steps: Option<i64>,
 
-    /// Where a norm is inserted before projections: none, output or all; output if it is not given
-    #[arg(long, value_name = "WHERE")]
+    /// Where a norm is inserted before projections: none, output or all; output if it is not
+    /// given
+    #[arg(long, value_name = "WHERE", verbatim_doc_comment)]
     sub_norm: Option<String>,
 
     /// How inputs are quantized: token, tensor or off, with 2 to 8 bits as in token:4; token:8 if
