@@ -5,11 +5,13 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`compress`] | any safetensors checkpoint made ternary, without a model |
 //! | [`convert`] | checkpoints in and out, conversion, [`convert::stage1`] on folders |
 //! | [`mod@format`] | codes and scales as bytes: Hugging Face packing, GGUF |
 //! | [`layers`] | `BitLinear`, `SubLn`, the `Projection` slot, [`layers::slots!`] for your own modules |
 //! | [`lrc`] | low-rank corrections and adapters on slots |
 //! | [`model`] | the decoder-only family, KV cache, generation |
+//! | [`pipeline`] | any checkpoint in, calibrated, trained and packed artifacts out |
 //! | [`quant`] | the maths, and [`quant::device`]: devices by name |
 //! | [`text`] | tokenizers, token windows |
 //! | [`train`] | the trainer, whole runs that resume, distillation, perplexity, metrics |
@@ -18,11 +20,13 @@
 //! Backends are cargo features: `flex` (default), `ndarray`, `wgpu`, `vulkan`, `cuda`, and for the last three
 //! `fusion` and `autotune`. Which one runs is chosen at run time, by name.
 
+pub use bitnet_compress as compress;
 pub use bitnet_convert as convert;
 pub use bitnet_format as format;
 pub use bitnet_layers as layers;
 pub use bitnet_lrc as lrc;
 pub use bitnet_model as model;
+pub use bitnet_pipeline as pipeline;
 pub use bitnet_quant as quant;
 pub use bitnet_text as text;
 pub use bitnet_train as train;

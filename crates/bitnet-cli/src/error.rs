@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use bitnet_compress::CompressError;
 use bitnet_convert::ConvertError;
 use bitnet_model::ModelError;
+use bitnet_pipeline::{Outcome, PipelineError};
 use bitnet_quant::DeviceError;
 use bitnet_text::TextError;
 use bitnet_train::TrainError;
@@ -21,6 +22,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Compress(#[from] CompressError),
     #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -31,6 +34,9 @@ pub(crate) enum CliError {
     /// Neither a path nor a hub id.
     #[error("`{found}` is no file or folder, and no hub id either: expected org/name or org/name@revision")]
     Source { found: String },
+    /// What `compress` made is there, and no success.
+    #[error("the result is written and {verdict}")]
+    Worse { verdict: Outcome },
     /// Flags that do not go together, in a way that the parser cannot know.
     #[error("{reason}")]
     Usage { reason: String },
@@ -52,9 +58,6 @@ pub(crate) enum CliError {
     NoChatTemplate,
     #[error("the chat template cannot be used: {reason}")]
     ChatTemplate { reason: String },
-    /// A file of settings does not say what it should.
-    #[error("`{}`: {reason}", path.display())]
-    Settings { path: PathBuf, reason: String },
     /// A file of token ids is not what it should be.
     #[error("`{}`: {reason}", path.display())]
     Ids { path: PathBuf, reason: String },
@@ -81,10 +84,11 @@ impl CliError {
         ExitCode::from(self.exit_status())
     }
 
-    /// 2 for what is wrong with the command line alone, else 1.
+    /// 2 for what is wrong with the command line alone, 3 for a result that is no success, else 1.
     fn exit_status(&self) -> u8 {
         match self {
             Self::Usage { .. } | Self::Device(DeviceError::Unknown { .. }) => 2,
+            Self::Worse { .. } => 3,
             _ => 1,
         }
     }

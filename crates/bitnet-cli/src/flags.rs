@@ -41,9 +41,10 @@ const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
 ///   export    packs the ternary codes of a trained model into files for other engines
 ///   generate  runs a model, at any stage
 ///
-/// And one that needs no training, for checkpoints of any architecture:
+/// And one for all of it, and for checkpoints of any architecture:
 ///
-///   compress  makes their linear weights ternary as they are
+///   compress  with data converts, trains, packs and exports in one call, and judges the result;
+///             without makes linear weights ternary as they are
 #[derive(Debug, Parser)]
 #[command(name = "bitnet", version, verbatim_doc_comment, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -61,7 +62,8 @@ Examples:
   bitnet export smollm2-trained smollm2.gguf --format gguf
   bitnet generate smollm2-trained --prompt 'Once upon a time'
 
-Exit status: 0 done, 1 failed, 2 a command line that cannot be read.
+Exit status: 0 done, 1 failed, 2 a command line that cannot be read, 3 compressed into a model that
+is worse than asked for.
 `bitnet COMMAND --help` explains each command.";
 
 /// Flags of every subcommand.

@@ -46,7 +46,7 @@ pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(
 }
 
 /// Writes a file so that it outlasts a crash of the system.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), CompressError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), CompressError> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(bytes)?;

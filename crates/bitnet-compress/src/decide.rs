@@ -32,6 +32,8 @@ pub enum TernarizedBecause {
     MatrixInBlock,
     /// This glob includes it.
     Included(String),
+    /// It is the weight of a projection of a model that is known.
+    Projection,
 }
 
 /// Why a tensor stays as it is.
@@ -72,6 +74,8 @@ pub enum LeftBecause {
     OutsideBlocks,
     /// Its name is not known and does not end in `.weight`.
     NoWeight,
+    /// It belongs to no projection of a model that is known.
+    NoProjection,
 }
 
 /// A weight's matrices, as they stand in the file.

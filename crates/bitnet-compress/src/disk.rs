@@ -5,19 +5,19 @@ use std::path::Path;
 
 /// Bytes that may still be written where `path` is to be; `None` where the system does not say.
 #[cfg(unix)]
-pub(crate) fn free(path: &Path) -> Option<u64> {
+pub fn free(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|path| path.exists()).filter(|path| !path.as_os_str().is_empty());
     let stat = rustix::fs::statvfs(existing.unwrap_or(Path::new("."))).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(not(unix))]
-pub(crate) fn free(_: &Path) -> Option<u64> {
+pub fn free(_: &Path) -> Option<u64> {
     None
 }
 
 /// Bytes that files in a folder and below take on the disk.
-pub(crate) fn taken(folder: &Path) -> u64 {
+pub fn taken(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {

@@ -208,6 +208,12 @@ pub enum CompressError {
         /// Why.
         source: CpuError,
     },
+    /// A plot of the report cannot be drawn.
+    #[error("cannot draw a plot: {reason}")]
+    Plot {
+        /// The plotter's reason.
+        reason: String,
+    },
     /// Codes and scales are invalid.
     #[error("tensor `{name}`")]
     Format {

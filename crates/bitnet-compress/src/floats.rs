@@ -45,6 +45,11 @@ impl Float {
         }
     }
 
+    /// The nearest value of this type.
+    pub fn round(self, value: f32) -> f32 {
+        self.value(self.bits(value))
+    }
+
     /// Bytes of one value.
     pub(crate) fn bytes(self) -> usize {
         match self {

@@ -14,7 +14,7 @@
 //! - the source's safetensors files, with its names, shapes and metadata, where each linear weight is
 //!   `codes · scale`: an ordinary dense model for transformers;
 //! - on request `packed/`: the same files with [`read_packed`]'s two-bit codes and f32 scales;
-//! - `compression_stats.json`: [`Stats`], every tensor with what was done to it and why;
+//! - `compression_stats.json`: [`Stats`], every tensor with what was done to it and why, and `report.html`, a page about it;
 //! - all other small files, byte for byte.
 //!
 //! # Which tensors
@@ -35,12 +35,14 @@ mod decide;
 mod disk;
 mod error;
 mod floats;
+mod headers;
 mod layout;
 mod manifest;
 mod matrix;
 mod names;
 mod options;
 mod packed;
+mod page;
 mod plan;
 mod report;
 mod source;
@@ -50,9 +52,14 @@ mod write;
 
 pub use bitnet_format::Granularity;
 pub use decide::{Decision, LeftBecause, Matrices, TernarizedBecause};
+pub use disk::{free, taken};
 pub use error::CompressError;
 pub use floats::Float;
+pub use headers::{Header, Headers, headers};
 pub use options::{Options, Rule};
 pub use packed::{FOLDER as PACKED_FOLDER, PackedWeight, read_packed};
-pub use plan::{Plan, STATS, Stage, compress};
-pub use stats::{FileStats, Form, Stats, TensorStats, TernaryStats, Totals, Verification};
+pub use page::{Curve, PAGE, bars, curves, escape, page};
+pub use plan::{Plan, STATS, Stage, compress, is_inside};
+pub use stats::{
+    FileStats, Form, Stats, Sums, TensorStats, TernaryStats, Totals, Verification, relative_error, shares,
+};

@@ -7,10 +7,11 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::beside::write_json;
+use crate::beside::{write_json, write_whole};
 use crate::decide::{Decision, Matrices, decide};
 use crate::layout::{self, Artifact, OutFile, PackedPlace, Place, dense_float};
 use crate::manifest::{self, Done, Manifest, Sums};
+use crate::page::{self, PAGE};
 use crate::source::{Source, write_error};
 use crate::stats::{Stats, Verification};
 use crate::verify;
@@ -195,6 +196,8 @@ impl Plan {
         let stats = self.stats(&sums, verification);
         self.write_companions(folder)?;
         write_json(&folder.join(STATS), &stats)?;
+        let page = page::page(&stats, "Compressed weights", "")?;
+        write_whole(&folder.join(PAGE), page.as_bytes())?;
         for (file, out) in files.iter().zip(self.files()) {
             file.sync_all().map_err(write_error(&folder.join(&out.path)))?;
         }
@@ -312,7 +315,7 @@ impl Plan {
 }
 
 /// Whether the target is the source or below it.
-fn is_inside(target: &Path, source: &Path) -> bool {
+pub fn is_inside(target: &Path, source: &Path) -> bool {
     if source.is_file() {
         return false;
     }

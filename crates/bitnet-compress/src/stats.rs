@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Options;
 use crate::decide::{Decision, Matrices};
-use crate::manifest::Sums;
+use crate::manifest;
 
 /// What was done and what it is worth. It depends on source and options alone: a run that was killed and resumed gives
 /// the same.
@@ -14,7 +14,8 @@ use crate::manifest::Sums;
 pub struct Stats {
     /// Of this format: 1.
     pub version: u32,
-    /// `tensors`: by names and shapes, without a model.
+    /// `tensors`: by names and shapes, without a model; or `model`: as one that bitnet-model knows, written by
+    /// bitnet-pipeline.
     pub mode: String,
     /// As they were given.
     pub options: Options,
@@ -149,8 +150,60 @@ pub struct Verification {
     pub differences: u64,
 }
 
+/// What is summed over tensors and stands in no single one's report.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Sums {
+    /// `Σ(w − code · scale)²` over all ternarized weights.
+    pub errors: f64,
+    /// `Σw²` over the same.
+    pub squares: f64,
+    /// Bytes of the source's safetensors files.
+    pub file_bytes_before: u64,
+    /// Bytes of the dense files.
+    pub file_bytes_after: u64,
+    /// Bytes of the packed files, where there are any.
+    pub file_bytes_packed: Option<u64>,
+}
+
+impl Totals {
+    /// Adds up tensors whose scales cover as much.
+    pub fn of(tensors: &[TensorStats], granularity: Granularity, sums: &Sums) -> Self {
+        let (mut forms, mut codes) = ([Form::default(); 3], [0; 3]);
+        let (mut ternarized, mut weights, mut linear_before) = (0, 0, 0);
+        for tensor in tensors {
+            let Some(ternary) = &tensor.ternary else { continue };
+            forms
+                .iter_mut()
+                .zip(FORMS)
+                .for_each(|(form, storage)| form.add(storage, &ternary.matrices, granularity));
+            codes.iter_mut().zip(ternary.codes).for_each(|(all, n)| *all += n);
+            weights += ternary.matrices.len() as u64;
+            linear_before += tensor.bytes_before;
+            ternarized += 1;
+        }
+        forms.iter_mut().for_each(|form| form.finish(4 * weights, linear_before, sums.file_bytes_before));
+        let [two_bit, tq1_0, int8] = forms;
+        Self {
+            ternarized,
+            left: tensors.len() - ternarized,
+            weights,
+            codes,
+            shares: shares(codes),
+            relative_error: relative_error(sums.errors, sums.squares),
+            linear_bytes_before: linear_before,
+            linear_bytes_f32: 4 * weights,
+            file_bytes_before: sums.file_bytes_before,
+            file_bytes_after: sums.file_bytes_after,
+            file_bytes_packed: sums.file_bytes_packed,
+            two_bit,
+            tq1_0,
+            int8,
+        }
+    }
+}
+
 impl TernaryStats {
-    pub(crate) fn new(matrices: Matrices, sums: &Sums) -> Self {
+    pub(crate) fn new(matrices: Matrices, sums: &manifest::Sums) -> Self {
         Self {
             matrices,
             already_ternary: sums.already_ternary,
@@ -162,18 +215,20 @@ impl TernaryStats {
     }
 }
 
-pub(crate) fn shares(codes: [u64; 3]) -> [f64; 3] {
+/// Codes −1, 0 and 1 as shares of all.
+pub fn shares(codes: [u64; 3]) -> [f64; 3] {
     let all = codes.iter().sum::<u64>().max(1) as f64;
     codes.map(|n| n as f64 / all)
 }
 
-pub(crate) fn relative_error(errors: f64, squares: f64) -> Option<f64> {
+/// `√(errors / squares)`; `None` where that is no number.
+pub fn relative_error(errors: f64, squares: f64) -> Option<f64> {
     Some((errors / squares).sqrt()).filter(|error| error.is_finite())
 }
 
 impl Form {
     /// Adds the weights of one tensor.
-    pub(crate) fn add(&mut self, storage: Storage, matrices: &Matrices, granularity: Granularity) {
+    fn add(&mut self, storage: Storage, matrices: &Matrices, granularity: Granularity) {
         let bytes = match storage.bytes([matrices.d_output, matrices.d_input], granularity) {
             Ok(bytes) => bytes * matrices.count,
             Err(_) => {
@@ -185,7 +240,7 @@ impl Form {
     }
 
     /// The ratios, once all tensors are added.
-    pub(crate) fn finish(&mut self, linear_f32: u64, linear_before: u64, files_before: u64) {
+    fn finish(&mut self, linear_f32: u64, linear_before: u64, files_before: u64) {
         self.linear_ratio_to_f32 = linear_f32 as f64 / self.linear_bytes as f64;
         self.file_bytes = files_before - linear_before + self.linear_bytes;
         self.file_ratio = files_before as f64 / self.file_bytes as f64;
@@ -193,7 +248,7 @@ impl Form {
 }
 
 /// The forms that are reported.
-pub(crate) const FORMS: [Storage; 3] =
+const FORMS: [Storage; 3] =
     [Storage::TwoBit(ScaleWidth::F32), Storage::Tq1_0, Storage::Int8(ScaleWidth::F32)];
 
 impl std::fmt::Display for Stats {

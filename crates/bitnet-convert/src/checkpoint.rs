@@ -226,6 +226,23 @@ impl Checkpoint {
         self
     }
 
+    /// Stores all tensors in the files and types of another checkpoint of the same model.
+    pub fn with_layout_of(mut self, other: &Tensors) -> Self {
+        let other = other.source();
+        self.layout = other.layout();
+        let key = self.config.dtype_key();
+        match other.config().raw.get(other.config().dtype_key()) {
+            Some(name) => self.config.raw.insert(key.into(), name.clone()),
+            None => self.config.raw.remove(key),
+        };
+        self
+    }
+
+    /// The full name of a slot, by its path in the model.
+    pub fn slot_name(&self, path: &str) -> String {
+        self.names().slot(path).unwrap_or_else(|| path.into())
+    }
+
     /// Refuses a model whose slots are not what `config.json` says: it would load as another one.
     fn check_slots(&self) -> Result<(), ConvertError> {
         let names = self.names();

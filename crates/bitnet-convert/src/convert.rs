@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use bitnet_layers::{RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut};
+use bitnet_layers::{LayerError, RmsNormConfig, Slots, SubLn, SubLnOrigin, for_each_slot, for_each_slot_mut};
 use bitnet_lrc::{SalientConfig, calibrate_gains, keep_salient};
 use bitnet_quant::check_granularity;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use globset::GlobMatcher;
 
 use crate::bitnet_state::BitNetState;
 use crate::names::{Names, is_output_slot};
 use crate::param_path::ParamPath;
 use crate::{
-    Action, Checkpoint, ConversionReport, ConvertError, LeftBecause, Placement, Policy, TensorReport,
+    Action, Checkpoint, ConversionReport, ConvertError, HfConfig, LeftBecause, Placement, Policy,
+    TensorReport,
 };
 
 /// Turns every dense slot of a model into a BitNet slot, except those that the policy excludes, and inserts SubLN
@@ -136,6 +137,41 @@ pub fn convert_slots<M: Module + Slots>(
     let done = convert_slots_named(&mut module, policy, eps, is_output, str::to_owned)?;
     let report = report(&module, &done, |path| Some(path.into()));
     Ok((module, report))
+}
+
+/// Checks a policy against the model that a config describes, before any weight is read. Returns the names of the slots
+/// that it will convert.
+///
+/// # Errors
+/// [`ConvertError::Pattern`] and [`ConvertError::Layer`], as of [`convert`].
+pub fn check_policy(config: &HfConfig, policy: &Policy) -> Result<Vec<String>, ConvertError> {
+    // Parameters are allocated when they are first used: this is the model's structure alone.
+    let model = config.model.init(&Device::default())?;
+    let names = Names::new(&config.model, config.sub_norm_names());
+    let excluded = policy.excluded()?;
+    let (mut slots, mut unused, mut result) = (Vec::new(), excluded.iter().collect::<Vec<_>>(), Ok(()));
+    for_each_slot(&model, |path, slot| {
+        let name = names.slot(path).unwrap_or_else(|| path.into());
+        unused.retain(|glob| !glob.is_match(&name));
+        if excluded.iter().any(|glob| glob.is_match(&name)) || result.is_err() {
+            return;
+        }
+        let turned = policy.hadamard && is_output_slot(path);
+        let d_input = if turned { slot.d_input().next_power_of_two() } else { slot.d_input() };
+        // Salient columns are taken out of the rest, which is then grouped: only conversion can tell.
+        if policy.salient.is_none() || turned {
+            result = check_granularity(policy.quantization.weight, [slot.d_output(), d_input])
+                .map_err(|source| LayerError::Quantization { name: name.clone(), source });
+        }
+        slots.push(name);
+    });
+    result?;
+    match unused.first() {
+        Some(glob) => {
+            Err(ConvertError::Pattern { pattern: glob.glob().to_string(), reason: "matches no slot".into() })
+        }
+        None => Ok(slots),
+    }
 }
 
 /// Whether any slot of a module is a BitNet layer.

@@ -116,6 +116,11 @@ impl HfConfig {
         &self.model
     }
 
+    /// The architecture, by transformers' `model_type`.
+    pub fn model_type(&self) -> &'static str {
+        self.model_type.name()
+    }
+
     /// The key of the weights' type: older files have another.
     pub(crate) fn dtype_key(&self) -> &'static str {
         if self.raw.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" }

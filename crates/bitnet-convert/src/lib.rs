@@ -48,7 +48,7 @@ mod tensors;
 mod unfinished;
 
 pub use checkpoint::{Checkpoint, LoadOptions, check_tokenizer, load, save, save_with_report};
-pub use convert::{auto_convert, convert, convert_calibrated, convert_slots, is_bitnet};
+pub use convert::{auto_convert, check_policy, convert, convert_calibrated, convert_slots, is_bitnet};
 pub use correct::correct;
 #[cfg(feature = "hub")]
 pub use error::HubProblem;

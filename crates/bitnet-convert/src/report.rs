@@ -1,9 +1,9 @@
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why conversion left a tensor as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "because", content = "detail")]
 pub enum LeftBecause {
     /// It is the embedding, which stays in full precision.
@@ -27,7 +27,7 @@ pub enum LeftBecause {
 }
 
 /// What conversion did to a tensor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "action")]
 pub enum Action {
     /// The weight of a slot that became a BitNet layer.
@@ -41,7 +41,7 @@ pub enum Action {
 }
 
 /// One tensor of the converted model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorReport {
     /// Its full name.
     pub name: String,
@@ -53,7 +53,7 @@ pub struct TensorReport {
 }
 
 /// Every tensor of a converted model and what was done to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConversionReport {
     /// In the model's order.
     pub tensors: Vec<TensorReport>,

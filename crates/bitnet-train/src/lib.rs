@@ -55,7 +55,7 @@ pub use distill_losses::{hidden_mse, logit_kl, relation_kl};
 pub use error::TrainError;
 pub use loss::{Evaluation, evaluate, next_token_loss, perplexity};
 pub use metrics::{MetricsLog, Progress};
-pub use opening::Opening;
+pub use opening::{Opening, tokens};
 pub use replicas::Replicas;
 pub use report::report;
 pub use run::{Best, Run};

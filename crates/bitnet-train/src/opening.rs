@@ -16,7 +16,9 @@ use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::distill::check_vocabulary;
-use crate::{DistillConfig, Distillation, LogitKl, RunConfig, TeacherLogits, TrainError, Trainable};
+use crate::{
+    DataConfig, DistillConfig, Distillation, LogitKl, RunConfig, TeacherLogits, TrainError, Trainable,
+};
 
 /// What someone who waits for [`Run::open`](crate::Run::open) may want to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,14 +230,17 @@ pub(crate) fn refuse_packed(model: &CausalLm) -> Result<(), TrainError> {
     })
 }
 
-/// The tokens of a run's data, each of which the model knows.
-pub(crate) fn tokens(
-    config: &RunConfig,
+/// The tokens of a run's data, each of which the model knows. `source` is the model's folder, `progress` hears how many
+/// bytes of text of how many are done.
+///
+/// # Errors
+/// [`TrainError::Text`] for data and tokenizer, [`TrainError::Convert`] for a tokenizer that is too large for the model.
+pub fn tokens(
+    data: &DataConfig,
     source: &Path,
     model: &CausalLm,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<TokenFile, TrainError> {
-    let data = &config.data;
     if let TokenSource::Tokens { path, tensor } = &data.source {
         let tokens = TokenFile::open(path, tensor)?;
         tokens.check_vocab(model.config().vocab_size)?;

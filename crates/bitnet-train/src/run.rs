@@ -177,7 +177,7 @@ impl Run {
         let loading = |done, total| opening(Opening::Loading(done, total));
         let checkpoint = Tensors::open(source, &LoadOptions::default())?.load_watched(&device, loading)?;
         refuse_packed(&checkpoint.model)?;
-        let tokens = tokens(config, source, &checkpoint.model, &mut |done, total| {
+        let tokens = tokens(&config.data, source, &checkpoint.model, &mut |done, total| {
             opening(Opening::Tokenizing(done, total));
         })?;
         let data = tokens.fingerprint()?;

@@ -175,7 +175,7 @@ pub(crate) fn granularity(text: &str) -> Result<Granularity, String> {
     }
 }
 
-fn activations(text: &str) -> Result<ActivationQuant, String> {
+pub(crate) fn activations(text: &str) -> Result<ActivationQuant, String> {
     let (kind, bits) = text.split_once(':').unwrap_or((text, "8"));
     let bits = bits.parse::<u8>().ok().and_then(|bits| Bits::try_from(bits).ok());
     match (kind, bits) {

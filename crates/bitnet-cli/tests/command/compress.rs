@@ -40,9 +40,12 @@ fn options_may_stand_in_a_file() {
         error.contains("options.toml") && error.contains("line 2") && error.contains("pakced"),
         "{error}"
     );
-    assert!(
-        bitnet!("compress", &small(), "x", "--config", &config, "--packed").misused().contains("--packed")
-    );
+    fs::write(&config, "dtype = 'bf16'\n").unwrap();
+    let twice = bitnet!("compress", &small(), "x", "--config", &config, "--dtype", "f16").failed();
+    assert!(twice.contains("`dtype` is \"bf16\" in the file and \"f16\" as a flag"), "{twice}");
+    let beside = work.path().join("beside");
+    bitnet!("compress", &small(), &beside, "--config", &config, "--packed").ok();
+    assert!(beside.join("packed").is_dir());
     let both = bitnet!("compress", &small(), "x", "--threshold", "0.1", "--granularity", "row").misused();
     assert!(both.contains("--threshold"), "{both}");
 }
@@ -62,5 +65,79 @@ fn refusals_are_one_line_and_write_nothing() {
     assert!(refused(&["--threshold=-1"]).contains("threshold is -1"));
     let nothing = bitnet!("compress", &repository("crates"), &target).failed();
     assert!(nothing.contains("holds no safetensors files"), "{nothing}");
+    assert_eq!(names(work.path()), Vec::<String>::new());
+}
+
+#[test]
+fn data_ask_for_a_model_and_a_verdict() {
+    let work = tempfile::tempdir().unwrap();
+    let (config, target) = (work.path().join("settings.toml"), work.path().join("target"));
+    let settings =
+        format!("eval = {{ windows = 4 }}\n[data]\ncache = '{}'\n", work.path().join("cache").display());
+    fs::write(&config, settings).unwrap();
+    let data = repository("docs/numerics.md");
+    let compress = |target: &std::path::Path, more: &[&str]| {
+        let mut command = crate::support::command();
+        command
+            .arg("compress")
+            .arg(small())
+            .arg(target)
+            .arg("--config")
+            .arg(&config)
+            .arg("--data")
+            .arg(&data);
+        command.args(["--window", "32", "--windows", "4"]).args(more);
+        crate::support::run(&mut command)
+    };
+    let worse = compress(&target, &["--max-ratio", "0.5"]);
+    assert_eq!(worse.status, 3, "{}", worse.err);
+    assert!(worse.err.contains("mode `model`, chosen automatically"), "{}", worse.err);
+    assert!(worse.err.contains("error: the result is written and WORSE than asked for"), "{}", worse.err);
+    assert!(worse.out.contains("packed and read again"), "{}", worse.out);
+    assert_eq!(
+        names(&target),
+        [
+            "compression_stats.json",
+            "config.json",
+            "model.safetensors",
+            "packed",
+            "report.html",
+            "tokenizer.json"
+        ]
+    );
+    bitnet!("inspect", &target.join("packed")).ok();
+
+    let good = work.path().join("good");
+    let text =
+        compress(&good, &["--max-ratio", "1000", "--gguf", "auto", "--sub-norm", "none", "--dtype", "f16"])
+            .ok();
+    assert!(text.contains("verdict     good enough"), "{text}");
+    let stats = read_json(&good.join("compression_stats.json"));
+    assert_eq!(
+        (&stats["mode"], &stats["model"]["settings"]["convert"]["sub_norm"]),
+        (&"model".into(), &"none".into())
+    );
+    bitnet!("inspect", &good.join("model.gguf")).ok();
+    assert_eq!(names(work.path()), ["cache", "good", "settings.toml", "target"]);
+
+    let quiet = compress(&work.path().join("quiet"), &["--max-ratio", "1000", "--quiet"]);
+    assert_eq!((quiet.status, quiet.out, quiet.err), (0, String::new(), String::new()));
+}
+
+#[test]
+fn modes_that_do_not_go_with_the_source_or_the_settings() {
+    let work = tempfile::tempdir().unwrap();
+    let target = work.path().join("target");
+    let data = repository("docs/numerics.md");
+    let gpt2 = bitnet!("compress", &repository("tests/data/hf/gpt2"), &target, "--data", &data).failed();
+    assert!(gpt2.contains("`data` needs mode `model`") && gpt2.contains("gpt2"), "{gpt2}");
+    let tensors = bitnet!("compress", &small(), &target, "--data", &data, "--mode", "tensors").failed();
+    assert!(tensors.contains("`mode` is tensors: expected model, because `data` is given"), "{tensors}");
+    let model = bitnet!("compress", &small(), &target, "--mode", "model").failed();
+    assert!(model.contains("`data` is nothing"), "{model}");
+    let slot = bitnet!("compress", &small(), &target, "--data", &data, "--exclude", "*.q_prj").failed();
+    assert!(slot.contains("`*.q_prj`: matches no slot"), "{slot}");
+    let unknown = bitnet!("compress", &small(), &target, "--mode", "tensor").misused();
+    assert!(unknown.contains("tensor"), "{unknown}");
     assert_eq!(names(work.path()), Vec::<String>::new());
 }

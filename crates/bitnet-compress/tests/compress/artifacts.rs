@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use bitnet_compress::{Float, Granularity, Options, PACKED_FOLDER, Rule, STATS, Stats, read_packed};
+use bitnet_compress::{Float, Granularity, Options, PACKED_FOLDER, PAGE, Rule, STATS, Stats, read_packed};
 use bitnet_cpu::Kernel;
 use safetensors::Dtype;
 
@@ -257,6 +257,6 @@ fn a_file_alone_is_a_checkpoint_too() {
     fs::copy(source.join("model.safetensors"), &file).unwrap();
     let target = work.path().join("deep").join("target");
     run(&file, &target, &Options::default()).unwrap();
-    assert_eq!(names(&target), ["alone.safetensors", STATS]);
+    assert_eq!(names(&target), ["alone.safetensors", STATS, PAGE]);
     assert_eq!(names(&work.path().join("deep")), ["target"]);
 }
