@@ -269,6 +269,7 @@ impl Config {
         let Data { source, tokenizer, separator, window, held_out, cache } = data.clone();
         let model = model.to_string_lossy().into_owned();
         RunConfig {
+            more_devices: Vec::new(),
             out: out.into(),
             seed: self.seed,
             device: Some(device.into()),
