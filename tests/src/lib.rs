@@ -42,6 +42,7 @@ pub mod quant_linear;
 pub mod quant_operands;
 pub mod quant_packed;
 pub mod quant_weight;
+pub mod training_passes;
 pub mod training_settings;
 pub mod training_state;
 pub mod training_step;
@@ -88,6 +89,8 @@ macro_rules! suite {
             training_step: reference_gradients, reference_update, trainer_is_adamw, accumulation, refused_steps;
             training_settings: gradient_checkpointing, half_precision;
             training_state: saved_and_loaded, what_decays;
+            training_passes: a_model_is_its_definition, operations_are_their_definitions, updates_are_burns,
+                squares_are_folded;
             training_tiny_llama: reference;
             training_trajectory: dense, constant, ramp;
             hf: dense_logits, quantized_logits, hidden_states, loss_and_gradients,

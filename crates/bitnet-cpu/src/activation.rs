@@ -37,20 +37,39 @@ impl Kernel {
         d_input: usize,
         bits: u32,
     ) -> Result<QuantizedActivations, CpuError> {
+        let mut quantized = QuantizedActivations {
+            codes: vec![0; x.len()],
+            scales: vec![0.0; x.len().checked_div(d_input).unwrap_or(0)],
+        };
+        self.quantize_activations_to(x, d_input, bits, &mut quantized)?;
+        Ok(quantized)
+    }
+
+    /// The same into memory that is there, of as many tokens.
+    ///
+    /// # Errors
+    /// Those of [`quantize_activations`](Self::quantize_activations), and [`CpuError::Length`] for the codes and scales.
+    pub fn quantize_activations_to(
+        self,
+        x: &[f32],
+        d_input: usize,
+        bits: u32,
+        QuantizedActivations { codes, scales }: &mut QuantizedActivations,
+    ) -> Result<(), CpuError> {
         if !(2..=8).contains(&bits) {
             return Err(CpuError::Bits { found: bits });
         }
         let tokens = x.len().checked_div(d_input).unwrap_or(0);
         check_length("x", x.len(), tokens * d_input)?;
+        check_length("codes", codes.len(), x.len())?;
+        check_length("scales", scales.len(), tokens)?;
         let high = ((1 << (bits - 1)) - 1) as f32;
-        let mut codes = vec![0; x.len()];
-        let mut scales = vec![0.0; tokens];
         let primitives = self.primitives();
         let chunk = d_input.max(1);
         codes
             .par_chunks_mut(chunk)
             .zip(x.par_chunks(chunk))
-            .zip(&mut scales)
+            .zip(scales)
             .with_min_len((1 << 14) / chunk + 1)
             .for_each(|((codes, x), scale)| {
                 let absmax = primitives.absmax(x);
@@ -59,6 +78,6 @@ impl Kernel {
                 primitives.quantize(x, factor, [-high - 1.0, high], codes);
                 *scale = factor.recip();
             });
-        Ok(QuantizedActivations { codes, scales })
+        Ok(())
     }
 }

@@ -9,6 +9,11 @@ use crate::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use crate::scalar::vectorized;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::x86::vectorized;
+
 /// Tokens that one call of [`Primitives::ternary`] takes at most.
 pub(crate) const MAX_TOKENS: usize = 8;
 /// Partial sums of a dot product in f32.
@@ -17,9 +22,23 @@ pub(crate) const LANES: usize = 32;
 /// `Σ digit · x` of each token (outer) and row of a tile (inner).
 pub(crate) type Accumulators = [[i32; TILE_ROWS]; MAX_TOKENS];
 
+/// Which instructions a kernel proves.
+pub(crate) enum Level {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
 /// What differs between instruction sets. All implementations give the bits of [`Scalar`].
 pub(crate) trait Primitives: Send + Sync {
     fn name(&self) -> &'static str;
+
+    /// What functions that are plain Rust are compiled for.
+    fn level(&self) -> Level {
+        Level::Scalar
+    }
 
     /// For each token its sums `Σ digit · x` over the 32 rows of a run of blocks; each token has as many
     /// blocks as `weights`.
@@ -80,6 +99,10 @@ impl Kernel {
     /// `scalar`, `avx2` or `avx512`.
     pub fn name(self) -> &'static str {
         self.0.name()
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0.level()
     }
 
     pub(crate) fn primitives(self) -> &'static dyn Primitives {

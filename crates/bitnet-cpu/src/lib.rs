@@ -1,5 +1,5 @@
 //! Ternary weights on the CPU, on plain slices: quantizers, packed ternary × int8 products and the output
-//! head.
+//! head; and what training them takes besides: f32 products, attention, norms, cross-entropy, AdamW.
 //!
 //! ```
 //! use bitnet_cpu::{CpuError, Granularity, Kernel, PackedTernary};
@@ -29,6 +29,7 @@
 //! - Every kernel gives the same bits as the scalar one, whatever the number of threads: integers are exact,
 //!   and each float sum has one order, given at its function. A multiplication and the addition after it
 //!   round separately everywhere.
+//! - [`Gemm`] alone is for AVX-512 only and fuses multiplication and addition; its order does not depend on threads either.
 //! - Holding a [`Kernel`] proves that the processor has its instructions.
 //! - A slice of the wrong length is an error that names it. No input makes a function panic.
 //! - A NaN or an infinity makes the scale non-finite, and so shows in the output.
@@ -43,6 +44,8 @@
 //! Processors other than x86-64 run the scalar kernel. The layout of the packed weight is described at
 //! [`PackedTernary`]. Digits are code + 1, so that they are unsigned as both instructions want; each token's
 //! `Σ x`, computed once, is subtracted again.
+//!
+//! What is plain Rust and vectorises by itself is written once, with `vectorized!`, and compiled for each instruction set.
 //!
 //! A new kernel is one file that implements the trait in `kernel.rs`, and one entry in [`Kernel::available`],
 //! from where the tests and benchmarks take it.
@@ -74,11 +77,18 @@
 //! model could then choose other tokens than the trained one.
 
 mod activation;
+mod adamw;
+mod attention;
 mod columns;
+mod cross_entropy;
 mod error;
+mod exp;
+mod gated;
+mod gemm;
 mod head;
 mod kernel;
 mod memory;
+mod norm;
 mod packed;
 mod scalar;
 mod shape;
@@ -90,10 +100,13 @@ mod weight;
 mod x86;
 
 pub use activation::QuantizedActivations;
+pub use adamw::AdamW;
+pub use attention::{AttentionInputs, AttentionShape};
 pub use bitnet_format::Granularity;
 pub use error::CpuError;
+pub use gemm::{Gemm, Matrix, Right};
 pub use kernel::Kernel;
-pub use memory::vec_in_huge_pages;
+pub use memory::{keep_freed_memory, vec_in_huge_pages};
 pub use packed::PackedTernary;
 pub use shape::MAX_D_INPUT;
 pub use threads::with_awake_threads;

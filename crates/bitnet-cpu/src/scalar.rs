@@ -9,6 +9,17 @@ use half::f16;
 use crate::kernel::{Accumulators, LANES, Primitives};
 use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
 
+/// Functions of plain Rust that other processors compile for several instruction sets.
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! vectorized {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+        $(#[$doc])*
+        pub(crate) fn $name(_: $crate::Kernel, $($arg: $type),*) $(-> $out)? $body
+    };
+}
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use vectorized;
+
 /// Runs on every processor.
 pub(crate) struct Scalar;
 

@@ -1,3 +1,4 @@
+use bitnet_quant::rms_norm;
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -58,13 +59,11 @@ impl RmsNorm {
     /// - `x`: `[.., d_model]`, any float dtype; the same out
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let rms = x.clone().square().mean_dim(D - 1).add_scalar(self.eps).sqrt();
         let mut gain = self.gain.val().cast(DType::F32);
         if self.gain_offset != 0.0 {
             gain = gain.add_scalar(self.gain_offset);
         }
-        (x * rms.recip() * gain.unsqueeze()).cast(dtype)
+        rms_norm(x.cast(DType::F32), gain, self.eps).cast(dtype)
     }
 
     /// Makes the gain the same number everywhere, what is stored and its offset together.

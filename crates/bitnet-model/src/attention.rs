@@ -1,4 +1,5 @@
 use bitnet_layers::{Projection, RmsNorm, SubLn, slots};
+use bitnet_quant::{AttentionShape, causal_attention};
 use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -37,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) full_mask: Option<Tensor<4>>,
     /// The same for layers with a sliding window.
     pub(crate) sliding_mask: Option<Tensor<4>>,
+    /// Tokens of that window.
+    pub(crate) window: Option<usize>,
 }
 
 impl Attention {
@@ -68,11 +71,12 @@ impl Attention {
         &self,
         x: Tensor<3>,
         layer: usize,
-        mask: Option<&Tensor<4>>,
+        sliding: bool,
         context: &Context,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
+        let mask = if sliding { &context.sliding_mask } else { &context.full_mask };
         let heads = |x: Tensor<3>| {
             let n_heads = x.dims()[2] / self.head_dim;
             x.reshape([batch, tokens, n_heads, self.head_dim]).swap_dims(1, 2) // [B, H, T, D]
@@ -81,9 +85,16 @@ impl Attention {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        let query = normed(heads(self.query.forward(x.clone())), &self.query_norm);
-        let key = normed(heads(self.key.forward(x.clone())), &self.key_norm);
-        let value = heads(self.value.forward(x));
+        let (query, key, value) =
+            (self.query.forward(x.clone()), self.key.forward(x.clone()), self.value.forward(x));
+        if cache.is_none()
+            && let Some(mixed) = self.fused(&query, &key, &value, sliding, context)
+        {
+            return self.output.forward(mixed);
+        }
+        let query = normed(heads(query), &self.query_norm);
+        let key = normed(heads(key), &self.key_norm);
+        let value = heads(value);
         let query = context.rotation.apply(query);
         let key = context.rotation.apply(key);
         let (key, value) = match cache {
@@ -111,6 +122,34 @@ impl Attention {
         let weights = weights.reshape([batch, n_kv_heads, n_heads / n_kv_heads * tokens, seen]);
         let mixed = weights.matmul(value).reshape([batch, n_heads, tokens, self.head_dim]);
         self.output.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, n_heads * self.head_dim]))
+    }
+}
+
+impl Attention {
+    /// Everything between the projections as one operation, where the device has it: for whole sequences, without head norms,
+    /// softcap, or a window that hides one of their tokens.
+    fn fused(
+        &self,
+        query: &Tensor<3>,
+        key: &Tensor<3>,
+        value: &Tensor<3>,
+        sliding: bool,
+        context: &Context,
+    ) -> Option<Tensor<3>> {
+        let [batch, tokens, d_query] = query.dims();
+        let hidden = sliding && context.window.is_some_and(|window| window < tokens);
+        if self.query_norm.is_some() || self.key_norm.is_some() || self.softcap.is_some() || hidden {
+            return None;
+        }
+        let shape = AttentionShape {
+            batch,
+            tokens,
+            n_heads: d_query / self.head_dim,
+            n_kv_heads: key.dims()[2] / self.head_dim,
+            head_dim: self.head_dim,
+            scale: self.scale as f32,
+        };
+        causal_attention(query, key, value, context.rotation.waves(), shape)
     }
 }
 

@@ -49,16 +49,17 @@ impl Block {
         context: &Context,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let mask = match self.sliding {
-            true => context.sliding_mask.as_ref(),
-            false => context.full_mask.as_ref(),
-        };
         let normed = |x: Tensor<3>, norm: &Option<RmsNorm>| match norm {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        let mixed =
-            self.attention.forward(self.attention_norm.forward(x.clone()), layer, mask, context, cache);
+        let mixed = self.attention.forward(
+            self.attention_norm.forward(x.clone()),
+            layer,
+            self.sliding,
+            context,
+            cache,
+        );
         let x = x + normed(mixed, &self.post_attention_norm);
         let mixed = self.mlp.forward(self.mlp_norm.forward(x.clone()));
         x + normed(mixed, &self.post_mlp_norm)

@@ -1,8 +1,7 @@
 use bitnet_layers::{Blocks, RmsNorm, slot_path, slots};
-use bitnet_quant::{half_linear, half_weight};
+use bitnet_quant::{dense_linear, half_linear, half_weight};
 use burn::module::{Initializer, Module, Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::module::linear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::attention::{Context, causal_mask};
@@ -212,6 +211,7 @@ impl CausalLm {
             ),
             full_mask: causal_mask(n_tokens, seen, None, device),
             sliding_mask: window.and_then(|window| causal_mask(n_tokens, seen, Some(window), device)),
+            window,
         }
     }
 
@@ -227,7 +227,7 @@ impl CausalLm {
         };
         let logits = match (weight.dtype(), x.dtype()) {
             (DType::F16, DType::F32) => half_linear(x, weight),
-            _ => linear(x, weight.transpose(), None),
+            _ => dense_linear(x, weight),
         };
         match self.config.logit_softcap {
             Some(cap) => (logits / cap).tanh() * cap,

@@ -1,6 +1,7 @@
 use bitnet_layers::{Projection, SubLn, slots};
+use bitnet_quant::silu_gated;
 use burn::module::Module;
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+use burn::tensor::activation::{gelu, gelu_approximate, relu};
 use burn::tensor::{Device, Tensor};
 
 use crate::block::dense;
@@ -40,12 +41,13 @@ impl Mlp {
     /// - `x`: `[B, T, d_model]`; the same out
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let gate = self.gate.forward(x.clone());
-        let gate = match self.activation {
-            Activation::Silu => silu(gate),
-            Activation::Gelu => gelu(gate),
-            Activation::GeluTanh => gelu_approximate(gate),
-            Activation::Relu2 => relu(gate).square(),
+        let up = self.up.forward(x);
+        let gated = match self.activation {
+            Activation::Silu => silu_gated(gate, up),
+            Activation::Gelu => gelu(gate) * up,
+            Activation::GeluTanh => gelu_approximate(gate) * up,
+            Activation::Relu2 => relu(gate).square() * up,
         };
-        self.down.forward(gate * self.up.forward(x))
+        self.down.forward(gated)
     }
 }

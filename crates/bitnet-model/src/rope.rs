@@ -40,6 +40,12 @@ impl Rotation {
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
+    /// Cosines and sines, `[T, D/2]`.
+    pub(crate) fn waves(&self) -> [Tensor<2>; 2] {
+        let [_, _, tokens, half] = self.cos.dims();
+        [&self.cos, &self.sin].map(|wave| wave.clone().reshape([tokens, half]))
+    }
+
     /// Rotates each pair (i, i + D/2) of a head.
     ///
     /// # Shapes

@@ -31,10 +31,12 @@ mod linear;
 mod packed;
 mod ste;
 mod sum;
+mod training;
 mod weight;
 
 pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
 pub use backends::with_awake_threads;
+pub use bitnet_cpu::keep_freed_memory;
 pub use bitnet_format::Granularity;
 pub use device::{DeviceError, device, device_report};
 pub use error::QuantError;
@@ -45,6 +47,10 @@ pub use linear::{Quantization, bit_linear, bit_linear_reference, with_plain_oper
 pub use packed::{PackedLayout, PackedWeight, packed_linear, packed_linear_reference};
 pub use ste::straight_through;
 pub use sum::fold_sum;
+pub use training::{
+    AdamW, AdamWTensors, AttentionShape, adamw, causal_attention, dense_linear, next_token_cross_entropy,
+    rms_norm, silu_gated, square_sum,
+};
 pub use weight::{TernaryWeight, check_granularity, ternarize};
 
 /// Smallest magnitude that a scale is computed from: a clamp, not an addition.

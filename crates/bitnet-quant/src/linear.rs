@@ -51,7 +51,7 @@ pub fn bit_linear<const D: usize>(
     let [d_output, d_input] = weight.dims();
     let mut shape = x.dims();
     let tokens = shape[..D - 1].iter().product();
-    let fused = match PLAIN.get() {
+    let fused = match plain() {
         true => None,
         false => fused(&x.clone().reshape([tokens, d_input]), &weight, quantization, lambda),
     };
@@ -77,6 +77,11 @@ thread_local! {
 pub fn with_plain_operations<R>(work: impl FnOnce() -> R) -> R {
     let _before = Restored(PLAIN.replace(true));
     work()
+}
+
+/// Whether the definitions are asked for.
+pub(crate) fn plain() -> bool {
+    PLAIN.get()
 }
 
 /// What [`PLAIN`] was, put back on drop, also when the work panics.

@@ -1,6 +1,6 @@
 //! The norm of all gradients together, and clipping to it. Burn's own clipping is per tensor.
 
-use bitnet_quant::fold_sum;
+use bitnet_quant::square_sum;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor};
@@ -47,7 +47,7 @@ impl ModuleVisitor for Squares<'_> {
             if n == 0 {
                 return;
             }
-            self.sums.push(fold_sum(grad.cast(DType::F32).reshape([n]).square()));
+            self.sums.push(square_sum(grad.cast(DType::F32).reshape([n])));
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use bitnet_model::CausalLm;
+use bitnet_quant::next_token_cross_entropy;
 use bitnet_text::{FileWindows, TokenWindows};
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -37,6 +38,9 @@ pub(crate) fn cross_entropy(logits: Tensor<3>, tokens: Tensor<2, Int>) -> Result
             found: length.to_string(),
             expected: "at least 2 tokens, one to predict".into(),
         });
+    }
+    if let Some(loss) = next_token_cross_entropy(&logits, &tokens) {
+        return Ok(loss);
     }
     let logits = logits.narrow(1, 0, length - 1).cast(DType::F32);
     let logits = logits.reshape([batch * (length - 1), vocab_size]);

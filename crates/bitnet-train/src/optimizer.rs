@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use bitnet_quant::{AdamW, adamw};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, Optimizer};
+use burn::optim::{AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, Optimizer};
 use burn::store::ModuleRecord;
-use burn::tensor::Tensor;
+use burn::tensor::{GradientCheckpointingStrategy, Tensor};
 
-use crate::working::in_place_of;
 use crate::{Decay, TrainConfig, TrainError};
 
 /// AdamW with and without weight decay, and the moments of every parameter that had a gradient.
@@ -17,8 +17,7 @@ use crate::{Decay, TrainConfig, TrainError};
 /// for one is compiled in, present or not; and its decay is fixed. See docs/adr.
 #[derive(Clone)]
 pub(crate) struct ModuleAdamW {
-    decaying: AdamW,
-    constant: AdamW,
+    config: TrainConfig,
     /// Parameters that never decay.
     exempt: Vec<ParamId>,
     moments: HashMap<ParamId, Moments>,
@@ -36,24 +35,11 @@ const FILES: [&str; 2] = ["moments_1.bpk", "moments_2.bpk"];
 
 impl ModuleAdamW {
     pub(crate) fn new(config: &TrainConfig, model: &impl Module) -> Self {
-        let adamw = |weight_decay| {
-            AdamWConfig::new()
-                .with_beta_1(config.betas[0])
-                .with_beta_2(config.betas[1])
-                .with_epsilon(config.adam_eps)
-                .with_weight_decay(weight_decay)
-                .build()
-        };
         let mut exempt = Exempt::default();
         if config.decay == Decay::Matrices {
             model.visit(&mut exempt);
         }
-        Self {
-            decaying: adamw(config.weight_decay),
-            constant: adamw(0.0),
-            exempt: exempt.ids,
-            moments: HashMap::new(),
-        }
+        Self { config: config.clone(), exempt: exempt.ids, moments: HashMap::new() }
     }
 
     /// Updates every parameter that has a gradient; `decays` is false in the second stage of a two-stage schedule.
@@ -127,19 +113,83 @@ impl ModuleMapper for Step<'_> {
         let Some(grad) = self.grads.remove::<D>(id) else {
             return Param::from_mapped_value(id, tensor, mapper);
         };
-        let shape = tensor.dims();
         let decays = self.decays && !self.optimizer.exempt.contains(&id);
-        let adamw = if decays { &self.optimizer.decaying } else { &self.optimizer.constant };
-        let state = self.optimizer.moments.remove(&id).map(|Moments { updates, first, second }| {
-            AdamWState::new(AdaptiveMomentumState::new(updates, first.reshape(shape), second.reshape(shape)))
+        let (shape, kind) = (tensor.dims(), Kind::of(&tensor));
+        let n = shape.iter().product::<usize>();
+        let moments = self.optimizer.moments.remove(&id);
+        let (value, moments) = self.updated(decays, tensor.inner().reshape([n]), grad.reshape([n]), moments);
+        self.optimizer.moments.insert(id, moments);
+        Param::from_mapped_value(id, kind.restore(value.reshape(shape)), mapper)
+    }
+}
+
+impl Step<'_> {
+    /// A parameter and its moments after the update.
+    fn updated(
+        &self,
+        decays: bool,
+        parameter: Tensor<1>,
+        gradient: Tensor<1>,
+        moments: Option<Moments>,
+    ) -> (Tensor<1>, Moments) {
+        let TrainConfig { betas, adam_eps, weight_decay, .. } = self.optimizer.config;
+        let weight_decay = if decays { weight_decay } else { 0.0 };
+        let Moments { updates, first, second } = moments.unwrap_or_else(|| Moments {
+            updates: 0,
+            first: gradient.zeros_like(),
+            second: gradient.zeros_like(),
         });
-        let (updated, state) = adamw.step(self.learning_rate, tensor.clone().inner(), grad, state);
-        if let Some(AdamWState { momentum }) = state {
-            let n = shape.iter().product::<usize>();
-            let (first, second) = (momentum.moment_1.reshape([n]), momentum.moment_2.reshape([n]));
-            self.optimizer.moments.insert(id, Moments { updates: momentum.time, first, second });
+        let settings = AdamW {
+            betas,
+            corrections: betas.map(|beta| 1.0 - beta.powi(updates as i32 + 1)),
+            epsilon: adam_eps,
+            learning_rate: self.learning_rate as f32,
+            keep: (1.0 - self.learning_rate * f64::from(weight_decay)) as f32,
+        };
+        match adamw(settings, &gradient, [parameter, first, second]) {
+            Ok([parameter, first, second]) => (parameter, Moments { updates: updates + 1, first, second }),
+            Err([parameter, first, second]) => {
+                let adamw = AdamWConfig::new()
+                    .with_beta_1(betas[0])
+                    .with_beta_2(betas[1])
+                    .with_epsilon(adam_eps)
+                    .with_weight_decay(weight_decay)
+                    .build();
+                let state = AdamWState::new(AdaptiveMomentumState::new(updates, first, second));
+                let (parameter, state) = adamw.step(self.learning_rate, parameter, gradient, Some(state));
+                match state {
+                    Some(AdamWState { momentum }) => {
+                        let (first, second) = (momentum.moment_1, momentum.moment_2);
+                        (parameter, Moments { updates: momentum.time, first, second })
+                    }
+                    None => unreachable!("AdamW has a state after its update"),
+                }
+            }
         }
-        Param::from_mapped_value(id, in_place_of(&tensor, updated), mapper)
+    }
+}
+
+/// What a parameter's tensor has beside its value. The value alone can be updated where it lies.
+struct Kind {
+    /// Of autodiff; none where there is no autodiff.
+    strategy: Option<GradientCheckpointingStrategy>,
+    requires_grad: bool,
+}
+
+impl Kind {
+    fn of<const D: usize>(parameter: &Tensor<D>) -> Self {
+        Self {
+            strategy: parameter.gradient_checkpointing_strategy(),
+            requires_grad: parameter.is_require_grad(),
+        }
+    }
+
+    fn restore<const D: usize>(&self, value: Tensor<D>) -> Tensor<D> {
+        let Some(strategy) = self.strategy else {
+            return value;
+        };
+        let value = Tensor::from_inner(value).with_gradient_checkpointing_strategy(strategy);
+        if self.requires_grad { value.require_grad() } else { value }
     }
 }
 

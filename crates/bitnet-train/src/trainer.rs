@@ -38,7 +38,8 @@ pub struct StepReport {
 /// A model in training: AdamW, its learning rate, global clipping, and λ in the model's slots.
 #[derive(Clone)]
 pub struct Trainer<M> {
-    model: M,
+    /// None only while the optimizer has it: held once, it is updated where it lies.
+    model: Option<M>,
     optimizer: ModuleAdamW,
     schedule: ModuleLrScheduler,
     warmup: LambdaWarmup,
@@ -94,7 +95,7 @@ impl<M: Module + Slots> Trainer<M> {
         set_lambda(&mut model, Some(warmup.lambda()));
         Ok(Self {
             optimizer: ModuleAdamW::new(config, &model),
-            model,
+            model: Some(model),
             schedule: config.lr_scheduler()?,
             warmup,
             clip_norm: config.clip_norm,
@@ -117,7 +118,7 @@ impl<M: Module + Slots> Trainer<M> {
         let model = self.working();
         let passes = micro_batches.iter().map(|batch| pass(&model, batch, &loss, micro_batches.len()));
         let (loss, grads) = self.sum(passes)?;
-        drop(model);
+        drop(model); // the update needs the only handle
         self.update(loss, grads)
     }
 
@@ -160,7 +161,7 @@ impl<M: Module + Slots> Trainer<M> {
         for pass in passes {
             let (loss, grads) = pass?;
             mean_loss = Some(mean_loss.unwrap_or(0.0) + self.finite("loss", loss)?);
-            accumulator.accumulate(&self.model, grads);
+            accumulator.accumulate(self.model(), grads);
         }
         let loss = mean_loss.ok_or(TrainError::NoBatch { step: self.step })?;
         Ok((loss, accumulator.grads()))
@@ -169,17 +170,21 @@ impl<M: Module + Slots> Trainer<M> {
     /// Updates the model by the gradients of a step.
     fn update(&mut self, loss: f64, grads: GradientsParams) -> Result<StepReport, TrainError> {
         let step = self.step;
-        let grad_norm = self.finite("gradient norm", global_norm(&self.model, &grads)?)?;
+        let model = self.model();
+        let grad_norm = self.finite("gradient norm", global_norm(model, &grads)?)?;
         let grads = match self.clip_norm {
-            Some(max_norm) => clip(&self.model, grads, grad_norm, max_norm),
+            Some(max_norm) => clip(model, grads, grad_norm, max_norm),
             None => grads,
         };
         let stage_two = self.stage_two.filter(|(first, _)| step >= *first);
         let learning_rate = self.schedule.step().base() * stage_two.map_or(1.0, |(_, rate)| rate);
         let report = StepReport { step, loss, grad_norm, lambda: self.warmup.lambda(), learning_rate };
-        self.model = self.optimizer.step(learning_rate, stage_two.is_none(), self.model.clone(), grads);
         self.warmup.step();
-        set_lambda(&mut self.model, Some(self.warmup.lambda()));
+        self.model = self.model.take().map(|model| {
+            let mut model = self.optimizer.step(learning_rate, stage_two.is_none(), model, grads);
+            set_lambda(&mut model, Some(self.warmup.lambda()));
+            model
+        });
         self.step += 1;
         Ok(report)
     }
@@ -199,8 +204,8 @@ impl<M: Module + Slots> Trainer<M> {
     /// The model as steps compute with it.
     fn working(&self) -> M {
         match self.precision {
-            Precision::F32 => self.model.clone(),
-            Precision::Bf16 => self.model.clone().map(&mut Lowered::default()),
+            Precision::F32 => self.model().clone(),
+            Precision::Bf16 => self.model().clone().map(&mut Lowered::default()),
         }
     }
 
@@ -210,9 +215,9 @@ impl<M: Module + Slots> Trainer<M> {
     /// [`TrainError::Write`]
     pub fn save(&self, folder: &Path) -> Result<(), TrainError> {
         let failed = |name: &str, reason: String| TrainError::Write { path: folder.join(name), reason };
-        let record = self.model.clone().into_record();
+        let record = self.model().clone().into_record();
         record.save(folder.join(MODEL)).map_err(|error| failed(MODEL, error.to_string()))?;
-        let updates = self.optimizer.save(&self.model, folder)?;
+        let updates = self.optimizer.save(self.model(), folder)?;
         let schedule = self.schedule.to_record();
         schedule.save(folder.join(SCHEDULE)).map_err(|error| failed(SCHEDULE, error.to_string()))?;
         write_json(&folder.join(SAVED), &Saved { step: self.step, updates })
@@ -232,21 +237,28 @@ impl<M: Module + Slots> Trainer<M> {
         let record = ModuleRecord::load(folder.join(MODEL)).map_err(|error| wrong(MODEL, error))?;
         let model = model.try_load_record(record).map_err(|error| wrong(MODEL, error))?;
         let mut trainer = Self::new(model, config)?;
-        trainer.optimizer.load(&trainer.model, folder, &updates)?;
+        let mut optimizer = trainer.optimizer.clone();
+        optimizer.load(trainer.model(), folder, &updates)?;
+        trainer.optimizer = optimizer;
         let schedule =
             LrSchedulerRecord::load(folder.join(SCHEDULE)).map_err(|error| wrong(SCHEDULE, error))?;
         trainer.schedule = trainer.schedule.load_record(schedule);
         for _ in 0..step {
             trainer.warmup.step();
         }
-        set_lambda(&mut trainer.model, Some(trainer.warmup.lambda()));
+        if let Some(model) = &mut trainer.model {
+            set_lambda(model, Some(trainer.warmup.lambda()));
+        }
         trainer.step = step;
         Ok(trainer)
     }
 
     /// The model as it is now, with autodiff; `.valid()` gives one to evaluate.
     pub fn model(&self) -> &M {
-        &self.model
+        match &self.model {
+            Some(model) => model,
+            None => unreachable!("the optimizer gives the model back, unless it panics"),
+        }
     }
 
     /// λ as the next step will use it.
@@ -261,6 +273,6 @@ impl<M: Module + Slots> Trainer<M> {
 
     /// Ends training. The slots keep the λ that was reached.
     pub fn into_model(self) -> M {
-        self.model.valid()
+        self.model().valid()
     }
 }

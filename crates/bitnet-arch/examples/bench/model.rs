@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bitnet_arch::layers::for_each_slot_mut;
 use bitnet_arch::model::{CausalLm, CausalLmConfig};
-use bitnet_arch::quant::{Quantization, device, with_plain_operations};
+use bitnet_arch::quant::{Quantization, device, keep_freed_memory, with_plain_operations};
 use bitnet_arch::train::{TrainConfig, Trainer, next_token_loss};
 use bitnet_arch::warmup::{LambdaWarmupConfig, Schedule};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ pub(crate) struct Steps {
 
 /// Times `repeat` steps of one kind of model after one that is not timed.
 pub(crate) fn measure(kind: Child, layers: usize, repeat: u64) -> Result<Steps, Box<dyn Error>> {
+    keep_freed_memory();
     let naive = matches!(kind, Child::Naive);
     let lambda = LambdaWarmupConfig {
         // At 1 the reference multiplies twice, once more for the exact value: a naive layer does not.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bitnet_quant::keep_freed_memory;
 use bitnet_train::{Opening, Progress, Run, RunConfig};
 use clap::Args;
 
@@ -102,6 +103,7 @@ pub(crate) struct Flags {
 }
 
 pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
+    keep_freed_memory();
     let mut config = RunConfig::read(&flags.config)?;
     config.device.get_or_insert_with(|| global.device.clone());
     if !global.quiet {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use crate::kernel::{Accumulators, LANES, Primitives};
+use crate::kernel::{Accumulators, LANES, Level, Primitives};
 use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
 use crate::scalar;
 use crate::x86::{compile_scalar, quads};
@@ -21,6 +21,10 @@ impl Avx2 {
 impl Primitives for Avx2 {
     fn name(&self) -> &'static str {
         "avx2"
+    }
+
+    fn level(&self) -> Level {
+        Level::Avx2
     }
 
     fn ternary(&self, weights: &[Block], tokens: &[&[[i8; BLOCK_INPUTS]]], out: &mut Accumulators) {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use crate::kernel::{Accumulators, LANES, MAX_TOKENS, Primitives};
+use crate::kernel::{Accumulators, LANES, Level, MAX_TOKENS, Primitives};
 use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
 use crate::scalar;
 use crate::x86::{compile_scalar, quads};
@@ -24,6 +24,10 @@ impl Avx512 {
 impl Primitives for Avx512 {
     fn name(&self) -> &'static str {
         "avx512"
+    }
+
+    fn level(&self) -> Level {
+        Level::Avx512
     }
 
     fn ternary(&self, weights: &[Block], tokens: &[&[[i8; BLOCK_INPUTS]]], out: &mut Accumulators) {

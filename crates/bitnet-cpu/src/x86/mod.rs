@@ -4,9 +4,13 @@
 
 mod avx2;
 mod avx512;
+mod tiles;
+mod vectorized;
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
+pub(crate) use tiles::Tiles;
+pub(crate) use vectorized::vectorized;
 
 use crate::packed::BLOCK_INPUTS;
 

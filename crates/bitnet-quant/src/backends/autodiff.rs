@@ -7,8 +7,8 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary};
-use burn::backend::tensor::{Device, FloatTensor};
-use burn::backend::{Autodiff, Backend, TensorMetadata};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend};
 
 use super::BitLinearOps;
 use crate::{ActivationQuant, Granularity, Quantization};
@@ -38,11 +38,21 @@ pub(crate) trait LayerBackend: Backend {
         lambda: f32,
     ) -> FloatTensor<Self>;
 
-    /// `Qa(x)` from codes, `[tokens, d_input]`.
-    fn input_from_codes(codes: Self::InputCodes, device: &Device<Self>) -> FloatTensor<Self>;
+    /// `grad · Q(w)` from codes, `[tokens, d_input]`.
+    fn input_gradient_of_codes(grad: FloatTensor<Self>, weight: Self::WeightCodes) -> FloatTensor<Self>;
 
-    /// `Q(w)` from codes, `[d_output, d_input]`.
-    fn weight_from_codes(codes: Self::WeightCodes, device: &Device<Self>) -> FloatTensor<Self>;
+    /// `gradᵀ · Qa(x)` from codes, `[d_output, d_input]`.
+    fn weight_gradient_of_codes(grad: FloatTensor<Self>, x: Self::InputCodes) -> FloatTensor<Self>;
+
+    /// `grad · w`, `[tokens, d_input]`.
+    fn input_gradient(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(grad, weight)
+    }
+
+    /// `gradᵀ · x`, `[d_output, d_input]`.
+    fn weight_gradient(grad: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(Self::float_transpose(grad), x)
+    }
 }
 
 /// Codes of input and weight, where the product was one of codes.
@@ -90,21 +100,21 @@ impl<B: LayerBackend> Backward<B, 2> for BitLinearBackward {
             ops.parents,
             ops.node,
             grads,
-            |grad| {
-                let weight = match weight {
-                    Some(Operand::Codes(codes)) => B::weight_from_codes(codes, &grad.device()),
-                    Some(Operand::Latent(weight)) => B::effective_weight(weight, quantization.weight, lambda),
-                    None => unreachable!("the weight is saved where the input is tracked"),
-                };
-                B::float_matmul(grad, weight)
+            |grad| match weight {
+                Some(Operand::Codes(codes)) => B::input_gradient_of_codes(grad, codes),
+                Some(Operand::Latent(weight)) if lambda == 0.0 => B::input_gradient(grad, weight),
+                Some(Operand::Latent(weight)) => {
+                    B::input_gradient(grad, B::effective_weight(weight, quantization.weight, lambda))
+                }
+                None => unreachable!("the weight is saved where the input is tracked"),
             },
-            |grad| {
-                let x = match input {
-                    Some(Operand::Codes(codes)) => B::input_from_codes(codes, &grad.device()),
-                    Some(Operand::Latent(x)) => B::effective_input(x, quantization.activation, lambda),
-                    None => unreachable!("the input is saved where the weight is tracked"),
-                };
-                B::float_matmul(B::float_transpose(grad), x)
+            |grad| match input {
+                Some(Operand::Codes(codes)) => B::weight_gradient_of_codes(grad, codes),
+                Some(Operand::Latent(x)) if lambda == 0.0 => B::weight_gradient(grad, x),
+                Some(Operand::Latent(x)) => {
+                    B::weight_gradient(grad, B::effective_input(x, quantization.activation, lambda))
+                }
+                None => unreachable!("the input is saved where the weight is tracked"),
             },
         );
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use bitnet_cpu::{Kernel, PackedTernary};
+use bitnet_cpu::{Gemm, Kernel, Matrix, PackedTernary, Right};
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
-use burn::backend::tensor::{Device, FloatTensor, IntTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
@@ -16,6 +16,11 @@ use crate::{ActivationQuant, Bits, Granularity, Quantization};
 pub(crate) trait CpuBackend: Backend {
     /// Calls `read` with the values of an f32 tensor, row-major.
     fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R;
+
+    /// The values of an f32 tensor, row-major: its own memory where nothing else holds it.
+    fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
+        Self::read(&tensor, <[f32]>::to_vec)
+    }
 
     /// Calls `read` with the values of an i32 tensor, row-major.
     fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R;
@@ -46,10 +51,11 @@ pub(crate) fn forward<B: CpuBackend>(
             let packed = SavedCodes { codes: Arc::new(packed), shape: dims::<B>(&weight) };
             (y, Some((SavedCodes { codes, shape }, packed)))
         }
+        _ if lambda == 0.0 => (product::<B>(&x, &weight), None),
         activation => {
             let weight = effective_weight::<B>(&weight, quantization.weight, lambda);
             let x = effective_input::<B>(x, activation, lambda);
-            (B::float_matmul(x, B::float_transpose(weight)), None)
+            (product::<B>(&x, &weight), None)
         }
     }
 }
@@ -110,12 +116,50 @@ pub(crate) fn effective_input<B: CpuBackend>(
     tensor::<B>(values, shape, &x)
 }
 
-/// `Qa(x)` from the codes that the forward pass saved.
-pub(crate) fn dequantize<B: CpuBackend>(saved: &InputCodes, device: &Device<B>) -> FloatTensor<B> {
-    let SavedCodes { codes, shape } = saved;
-    // At λ = 1 the latent values do not matter: the codes stand in for a slice of the right length.
-    let values = blend(&[], &codes.codes, &codes.scales, shape[1], 1.0);
-    B::float_from_data(TensorData::new(values, *shape), device)
+/// `x · wᵀ`.
+fn product<B: CpuBackend>(x: &FloatTensor<B>, weight: &FloatTensor<B>) -> FloatTensor<B> {
+    let Some(gemm) = Gemm::new() else {
+        return B::float_matmul(x.clone(), B::float_transpose(weight.clone()));
+    };
+    let ([tokens, d_input], [d_output, _]) = (dims::<B>(x), dims::<B>(weight));
+    let mut y = vec![0.0; tokens * d_output];
+    B::read(x, |x| {
+        B::read(weight, |weight| {
+            let weight = Right::Floats(Matrix::columns(weight, d_input));
+            sound(gemm.product(Matrix::rows(x, d_input), weight, [tokens, d_input, d_output], &mut y));
+        });
+    });
+    tensor::<B>(y, [tokens, d_output], x)
+}
+
+/// `grad · w`.
+fn input_gradient<B: CpuBackend>(
+    gemm: Gemm,
+    grad: &FloatTensor<B>,
+    weight: Right<'_>,
+    d_input: usize,
+) -> FloatTensor<B> {
+    let [tokens, d_output] = dims::<B>(grad);
+    let mut out = vec![0.0; tokens * d_input];
+    B::read(grad, |grad| {
+        sound(gemm.product(Matrix::rows(grad, d_output), weight, [tokens, d_output, d_input], &mut out));
+    });
+    tensor::<B>(out, [tokens, d_input], grad)
+}
+
+/// `gradᵀ · x`.
+fn weight_gradient<B: CpuBackend>(
+    gemm: Gemm,
+    grad: &FloatTensor<B>,
+    x: Right<'_>,
+    d_input: usize,
+) -> FloatTensor<B> {
+    let [tokens, d_output] = dims::<B>(grad);
+    let mut out = vec![0.0; d_output * d_input];
+    B::read(grad, |grad| {
+        sound(gemm.product(Matrix::columns(grad, d_output), x, [d_output, tokens, d_input], &mut out));
+    });
+    tensor::<B>(out, [d_output, d_input], grad)
 }
 
 /// `base + λ·(codes·scale − base)` with one scale per `segment` values; at λ = 1 exactly `codes·scale`, and `base`
@@ -155,10 +199,10 @@ pub(crate) fn dims<B: CpuBackend>(tensor: &FloatTensor<B>) -> [usize; 2] {
 /// A tensor on the device of another.
 pub(crate) fn tensor<B: CpuBackend>(
     values: Vec<f32>,
-    shape: [usize; 2],
+    shape: impl Into<Shape>,
     like: &FloatTensor<B>,
 ) -> FloatTensor<B> {
-    B::float_from_data(TensorData::new(values, Shape::new(shape)), &like.device())
+    B::float_from_data(TensorData::new(values, shape.into()), &like.device())
 }
 
 /// The kernels check shapes again that the layer has checked when it was configured.
@@ -190,11 +234,50 @@ impl<B: CpuBackend> LayerBackend for B {
         effective_weight::<B>(&weight, granularity, lambda)
     }
 
-    fn input_from_codes(codes: InputCodes, device: &Device<B>) -> FloatTensor<B> {
-        dequantize::<B>(&codes, device)
+    fn input_gradient_of_codes(grad: FloatTensor<B>, weight: WeightCodes) -> FloatTensor<B> {
+        let SavedCodes { codes, shape } = weight;
+        match Gemm::new() {
+            Some(gemm) => input_gradient::<B>(gemm, &grad, Right::Ternary(&codes), shape[1]),
+            None => {
+                let weight = tensor::<B>(codes.dequantize(), shape, &grad);
+                B::float_matmul(grad, weight)
+            }
+        }
     }
 
-    fn weight_from_codes(packed: WeightCodes, device: &Device<B>) -> FloatTensor<B> {
-        B::float_from_data(TensorData::new(packed.codes.dequantize(), packed.shape), device)
+    fn weight_gradient_of_codes(grad: FloatTensor<B>, x: InputCodes) -> FloatTensor<B> {
+        let SavedCodes { codes, shape } = x;
+        match Gemm::new() {
+            Some(gemm) => {
+                let x = Right::Codes { codes: &codes.codes, scales: &codes.scales };
+                weight_gradient::<B>(gemm, &grad, x, shape[1])
+            }
+            None => {
+                // At λ = 1 the latent values do not matter, and are not read.
+                let x = blend(&[], &codes.codes, &codes.scales, shape[1], 1.0);
+                let x = tensor::<B>(x, shape, &grad);
+                B::float_matmul(B::float_transpose(grad), x)
+            }
+        }
+    }
+
+    fn input_gradient(grad: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+        let [_, d_input] = dims::<B>(&weight);
+        match Gemm::new() {
+            Some(gemm) => B::read(&weight, |weight| {
+                input_gradient::<B>(gemm, &grad, Right::Floats(Matrix::rows(weight, d_input)), d_input)
+            }),
+            None => B::float_matmul(grad, weight),
+        }
+    }
+
+    fn weight_gradient(grad: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
+        let [_, d_input] = dims::<B>(&x);
+        match Gemm::new() {
+            Some(gemm) => B::read(&x, |x| {
+                weight_gradient::<B>(gemm, &grad, Right::Floats(Matrix::rows(x, d_input)), d_input)
+            }),
+            None => B::float_matmul(B::float_transpose(grad), x),
+        }
     }
 }

@@ -13,6 +13,13 @@ impl CpuBackend for Flex {
         }
     }
 
+    fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
+        match tensor.into_data().try_into_vec() {
+            Ok(values) => values,
+            Err(error) => unreachable!("the operations call this with f32 tensors only: {error}"),
+        }
+    }
+
     fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R {
         match tensor.as_slice::<i32>() {
             Some(words) => read(words),

@@ -5,6 +5,8 @@
 
 mod autodiff;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
+mod blocks;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu_packed;
@@ -16,11 +18,19 @@ mod flex;
 mod half;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod optimizer;
 mod packed;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod training;
 
 #[cfg(feature = "flex")]
 pub(crate) use half::half_linear;
 pub(crate) use packed::packed_linear;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) use training::{
+    adamw, causal_attention, dense_linear, next_token_cross_entropy, rms_norm, silu_gated, square_sum,
+};
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};

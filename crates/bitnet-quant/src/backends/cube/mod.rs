@@ -15,7 +15,7 @@ mod launch;
 mod ops;
 
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::tensor::{Device, FloatTensor, IntTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
 
 use self::ops::CubeOps;
@@ -56,6 +56,7 @@ impl LayerBackend for Cube {
                 let y = Self::product(x.words, x.scales, w.words, w.scales, layout);
                 (y, Some((input, weight)))
             }
+            _ if lambda == 0.0 => (Self::float_matmul(x, Self::float_transpose(weight)), None),
             _ => {
                 let x = Self::effective_input(x, activation, lambda);
                 let weight = Self::effective_weight(weight, granularity, lambda);
@@ -79,12 +80,14 @@ impl LayerBackend for Cube {
         Self::blend_weight(weight, granularity, lambda)
     }
 
-    fn input_from_codes(saved: SavedCodes, _: &Device<Self>) -> FloatTensor<Self> {
-        Self::dequantize_tokens(saved.words, saved.scales, saved.layout)
+    fn input_gradient_of_codes(grad: FloatTensor<Self>, weight: SavedCodes) -> FloatTensor<Self> {
+        let weight = Self::packed_dequantize(weight.words, weight.scales, weight.layout);
+        Self::float_matmul(grad, weight)
     }
 
-    fn weight_from_codes(saved: SavedCodes, _: &Device<Self>) -> FloatTensor<Self> {
-        Self::packed_dequantize(saved.words, saved.scales, saved.layout)
+    fn weight_gradient_of_codes(grad: FloatTensor<Self>, x: SavedCodes) -> FloatTensor<Self> {
+        let x = Self::dequantize_tokens(x.words, x.scales, x.layout);
+        Self::float_matmul(Self::float_transpose(grad), x)
     }
 }
 

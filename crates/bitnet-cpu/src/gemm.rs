@@ -1,0 +1,495 @@
+//! Products of f32 matrices, of which one may be codes.
+
+use std::array::from_fn;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::columns::split_columns;
+use crate::error::check_length;
+use crate::kernel::vectorized;
+use crate::packed::{BLOCK_INPUTS, TILE_ROWS};
+#[cfg(target_arch = "x86_64")]
+use crate::x86::Tiles;
+use crate::{CpuError, Kernel, PackedTernary};
+
+/// Rows of a tile of the result.
+pub(crate) const ROWS: usize = 8;
+/// Numbers of a line, the columns of a tile's unit.
+pub(crate) const LINE: usize = 16;
+/// Lines of a tile: 24 sums, 3 lines and a factor are held in the 32 registers.
+const LINES: usize = 3;
+/// Terms that are summed before the result is touched: a panel of so many steps stays in the first cache.
+const STEPS: usize = 192;
+/// Rows and columns of what a task packs at a time, for the second cache.
+const BLOCK: [usize; 2] = [256, 576];
+
+/// Sixteen numbers of a row, in a line of the cache.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+pub(crate) struct Line(pub(crate) [f32; LINE]);
+
+/// An f32 matrix where it lies: rows, or the columns of its transpose, at a distance from each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    values: &'a [f32],
+    stride: usize,
+    transposed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix whose rows start `stride` numbers apart.
+    pub fn rows(values: &'a [f32], stride: usize) -> Self {
+        Self { values, stride, transposed: false }
+    }
+
+    /// The transpose of one whose rows start `stride` numbers apart.
+    pub fn columns(values: &'a [f32], stride: usize) -> Self {
+        Self { values, stride, transposed: true }
+    }
+
+    /// Steps of a row, or zeros for a row that is missing.
+    #[inline]
+    fn row(&self, row: usize, present: bool, steps: &Range<usize>) -> &'a [f32] {
+        const ZEROS: &[f32] = &[0.0; STEPS];
+        match present {
+            true => &self.values[row * self.stride + steps.start..][..steps.len()],
+            false => &ZEROS[..steps.len()],
+        }
+    }
+
+    /// The numbers from the first to the last of a matrix of this shape.
+    fn length(&self, rows: usize, columns: usize) -> usize {
+        let (lines, line) = if self.transposed { (columns, rows) } else { (rows, columns) };
+        if rows == 0 || columns == 0 {
+            0
+        } else {
+            (lines - 1).saturating_mul(self.stride).saturating_add(line)
+        }
+    }
+}
+
+/// The right factor of a product, `[k, n]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Right<'a> {
+    /// In f32.
+    Floats(Matrix<'a>),
+    /// int8 codes, and a scale per row: `codes · scale`.
+    Codes {
+        /// `[k, n]`
+        codes: &'a [i8],
+        /// `[k]`
+        scales: &'a [f32],
+    },
+    /// A packed weight, `[d_output, d_input]`: `codes · scale`.
+    Ternary(&'a PackedTernary<'a>),
+}
+
+/// f32 products for processors with AVX-512: `Σ a·b`, in ascending order within runs of at most 192 terms, with one
+/// rounding for multiplication and addition together; the runs' sums are then added in ascending order. So the bits depend
+/// on neither threads nor position.
+#[derive(Clone, Copy)]
+pub struct Gemm(Tiles);
+
+/// No other processor has these products.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy)]
+enum Tiles {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Tiles {
+    fn get() -> Option<Self> {
+        None
+    }
+
+    fn tile<const N: usize>(
+        self,
+        _: [&[f32]; ROWS],
+        _: usize,
+        _: &[[Line; N]],
+        _: bool,
+        _: [&mut [[f32; LINE]; N]; ROWS],
+    ) {
+        match self {}
+    }
+}
+
+impl Gemm {
+    /// The products, if this processor has AVX-512.
+    pub fn new() -> Option<Self> {
+        Tiles::get().map(Self)
+    }
+
+    /// `out = a · b`.
+    ///
+    /// # Shapes
+    /// - `a`: `[m, k]`, `b`: `[k, n]`, `out`: `[m, n]`, row-major
+    ///
+    /// # Errors
+    /// [`CpuError::Length`] if a slice does not have its shape.
+    pub fn product(
+        self,
+        a: Matrix<'_>,
+        b: Right<'_>,
+        [m, k, n]: [usize; 3],
+        out: &mut [f32],
+    ) -> Result<(), CpuError> {
+        check_length("out", out.len(), m * n)?;
+        check_length("a", a.values.len().min(a.length(m, k)), a.length(m, k))?;
+        match b {
+            Right::Floats(b) => check_length("b", b.values.len().min(b.length(k, n)), b.length(k, n))?,
+            Right::Codes { codes, scales } => {
+                check_length("b", codes.len(), k * n)?;
+                check_length("scales", scales.len(), k)?;
+            }
+            Right::Ternary(b) => check_length("b", b.d_output() * b.d_input(), k * n)?,
+        }
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let unpacked = match b {
+            // Blocks that do not lie beneath each other cannot be read in lines.
+            Right::Ternary(b) if !b.shape.segment().is_multiple_of(BLOCK_INPUTS) => b.dequantize(),
+            _ => Vec::new(),
+        };
+        let b = if unpacked.is_empty() { b } else { Right::Floats(Matrix::rows(&unpacked, n)) };
+        let [rows, columns] = task_size(m, n, m * n * k);
+        out.par_chunks_mut(rows * n).enumerate().for_each(|(i, out)| {
+            split_columns(out, n, columns).into_par_iter().enumerate().for_each(|(j, mut out)| {
+                self.block(a, b, [i * rows, j * columns], k, false, &mut out);
+            });
+        });
+        Ok(())
+    }
+
+    /// A part of a product, on this thread: the rows of `a` from `row` on times the columns of `b` from `column` on, into
+    /// equally long rows.
+    pub(crate) fn block(
+        self,
+        a: Matrix<'_>,
+        b: Right<'_>,
+        [row, column]: [usize; 2],
+        k: usize,
+        add: bool,
+        out: &mut [&mut [f32]],
+    ) {
+        thread_local! {
+            static PACKED: RefCell<(Vec<[f32; ROWS]>, Vec<Line>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+        }
+        let Some(columns) = out.first().map(|out| out.len()) else {
+            return;
+        };
+        if k == 0 && !add {
+            out.iter_mut().for_each(|out| out.fill(0.0));
+        }
+        let kernel = Kernel::new();
+        let runs = k.div_ceil(STEPS).max(1);
+        let steps = k.div_ceil(runs).max(1);
+        PACKED.with_borrow_mut(|(a_packed, b_packed)| {
+            for first in (0..k).step_by(steps) {
+                let steps = first..k.min(first + steps);
+                let panels = out.len().div_ceil(ROWS);
+                if a.transposed {
+                    a_packed.resize((panels * steps.len()).max(a_packed.len()), [0.0; ROWS]);
+                    for (panel, packed) in a_packed.chunks_mut(steps.len()).take(panels).enumerate() {
+                        let at = row + panel * ROWS;
+                        pack_rows(
+                            kernel,
+                            a,
+                            at..at.saturating_add(ROWS).min(row + out.len()),
+                            steps.clone(),
+                            packed,
+                        );
+                    }
+                }
+                let lines = columns.div_ceil(LINE) * steps.len();
+                b_packed.resize(lines.max(b_packed.len()), Line::default());
+                for (at, packed) in panels_of(columns, steps.len(), b_packed) {
+                    pack_columns(kernel, b, steps.clone(), column + at.start..column + at.end, packed);
+                }
+                let add = add || first > 0;
+                for (at, b) in panels_of(columns, steps.len(), b_packed) {
+                    for (panel, out) in out.chunks_mut(ROWS).enumerate() {
+                        let first = row + panel * ROWS;
+                        let (a, stride) = match a.transposed {
+                            true => {
+                                let panel = a_packed[panel * steps.len()..][..steps.len()].as_flattened();
+                                (from_fn(|i| &panel[i..]), ROWS)
+                            }
+                            false => (from_fn(|i| a.row(first + i, i < out.len(), &steps)), 1),
+                        };
+                        match b.len() / steps.len() {
+                            1 => self.tile::<1>(a, stride, b, add, at.clone(), out),
+                            2 => self.tile::<2>(a, stride, b, add, at.clone(), out),
+                            _ => self.tile::<LINES>(a, stride, b, add, at.clone(), out),
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// One tile, whole or at the edge, where it is computed beside the result.
+    #[inline]
+    fn tile<const N: usize>(
+        self,
+        a: [&[f32]; ROWS],
+        stride: usize,
+        b: &[Line],
+        add: bool,
+        at: Range<usize>,
+        out: &mut [&mut [f32]],
+    ) {
+        let b = b.as_chunks::<N>().0;
+        if let Ok(out) = <&mut [&mut [f32]; ROWS]>::try_from(&mut *out)
+            && at.len() == N * LINE
+        {
+            let lines = out
+                .each_mut()
+                .map(|out| &mut out[at.clone()].as_chunks_mut::<LINE>().0.as_chunks_mut::<N>().0[0]);
+            self.0.tile(a, stride, b, add, lines);
+            return;
+        }
+        let mut whole = [[[0.0; LINE]; N]; ROWS];
+        self.0.tile(a, stride, b, false, whole.each_mut());
+        for (out, sums) in out.iter_mut().zip(&whole) {
+            for (out, sum) in out[at.clone()].iter_mut().zip(sums.as_flattened()) {
+                *out = if add { *out + sum } else { *sum };
+            }
+        }
+    }
+}
+
+/// Rows and columns of a task: what fits the caches, and less of it where threads would stand idle.
+fn task_size(m: usize, n: usize, work: usize) -> [usize; 2] {
+    /// Multiplications below which a second task costs more than it saves.
+    const MIN_WORK: usize = 1 << 19;
+    let mut parts = [m.div_ceil(BLOCK[0]), n.div_ceil(BLOCK[1])];
+    let size = |parts: [usize; 2]| {
+        [m.div_ceil(parts[0]).next_multiple_of(ROWS), n.div_ceil(parts[1]).next_multiple_of(LINES * LINE)]
+    };
+    let wanted = (2 * rayon::current_num_threads()).min(work / MIN_WORK);
+    while parts[0] * parts[1] < wanted {
+        let [rows, columns] = size(parts);
+        match (rows > ROWS, columns > LINES * LINE) {
+            (_, true) if columns >= rows => parts[1] += 1,
+            (true, _) => parts[0] += 1,
+            (false, true) => parts[1] += 1,
+            (false, false) => break,
+        }
+    }
+    size(parts)
+}
+
+/// The runs of columns that become panels of up to three lines, with their part of the packed lines.
+fn panels_of(
+    columns: usize,
+    steps: usize,
+    packed: &mut [Line],
+) -> impl Iterator<Item = (Range<usize>, &mut [Line])> {
+    let lines = columns.div_ceil(LINE) * steps;
+    packed[..lines].chunks_mut(LINES * steps).enumerate().map(move |(panel, packed)| {
+        let first = panel * LINES * LINE;
+        (first..columns.min(first + LINES * LINE), packed)
+    })
+}
+
+vectorized! {
+    /// Rows of a transposed `a` side by side, step by step; those that are missing are zero.
+    fn pack_rows(a: Matrix<'_>, rows: Range<usize>, steps: Range<usize>, packed: &mut [[f32; ROWS]]) {
+        for (step, packed) in steps.zip(packed) {
+            let values = &a.values[step * a.stride + rows.start..][..rows.len()];
+            if let Ok(values) = <&[f32; ROWS]>::try_from(values) {
+                *packed = *values;
+            } else {
+                *packed = [0.0; ROWS];
+                packed[..rows.len()].copy_from_slice(values);
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Lines of `b`, step by step; columns that are missing are zero.
+    fn pack_columns(b: Right<'_>, steps: Range<usize>, columns: Range<usize>, packed: &mut [Line]) {
+        let lines = packed.len() / steps.len();
+        match b {
+            Right::Floats(Matrix { values, stride, transposed: false }) => {
+                for (step, packed) in steps.zip(packed.chunks_exact_mut(lines)) {
+                    let values = &values[step * stride + columns.start..][..columns.len()];
+                    for (line, values) in packed.iter_mut().zip(values.chunks(LINE)) {
+                        line.0 = padded(values);
+                    }
+                }
+            }
+            Right::Floats(Matrix { values, stride, transposed: true }) => {
+                if columns.len() < lines * LINE {
+                    packed.fill(Line::default());
+                }
+                for (at, column) in columns.enumerate() {
+                    let values = &values[column * stride + steps.start..][..steps.len()];
+                    for (packed, &value) in packed.chunks_exact_mut(lines).zip(values) {
+                        packed[at / LINE].0[at % LINE] = value;
+                    }
+                }
+            }
+            Right::Codes { codes, scales } => {
+                let n = codes.len() / scales.len();
+                for (step, packed) in steps.zip(packed.chunks_exact_mut(lines)) {
+                    let (codes, scale) = (&codes[step * n + columns.start..][..columns.len()], scales[step]);
+                    for (line, codes) in packed.iter_mut().zip(codes.chunks(LINE)) {
+                        for (value, code) in line.0.iter_mut().zip(padded(codes)) {
+                            *value = f32::from(code) * scale;
+                        }
+                    }
+                }
+            }
+            Right::Ternary(b) => {
+                let (blocks, per_segment) = (b.shape.blocks(), b.shape.segment() / BLOCK_INPUTS);
+                for (step, packed) in steps.zip(packed.chunks_exact_mut(lines)) {
+                    let (tile, row) = (step / TILE_ROWS, step % TILE_ROWS);
+                    for (line, block) in packed.iter_mut().zip(columns.start / BLOCK_INPUTS..) {
+                        let scale = match b.scales() {
+                            [scale] => *scale,
+                            tiled => tiled[(tile * b.shape.segments() + block / per_segment) * TILE_ROWS + row],
+                        };
+                        let word = b.words()[(tile * blocks + block) * TILE_ROWS + row];
+                        for (i, value) in line.0.iter_mut().enumerate() {
+                            *value = ((word >> (8 * (i % 4) + 2 * (i / 4)) & 3) - 1) as f32 * scale;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Up to a line of values; what is missing is zero.
+#[inline(always)]
+fn padded<T: Copy + Default>(values: &[T]) -> [T; LINE] {
+    if let Ok(values) = <&[T; LINE]>::try_from(values) {
+        return *values;
+    }
+    let mut line = [T::default(); LINE];
+    line[..values.len()].copy_from_slice(values);
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Granularity;
+
+    /// Small integers, whose sums are exact.
+    fn integers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7 + seed * 5 + i / 11) % 9) as f32 - 4.0).collect()
+    }
+
+    fn expected(
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+        [m, k, n]: [usize; 3],
+    ) -> Vec<f32> {
+        (0..m * n).map(|at| (0..k).map(|i| a(at / n, i) * b(i, at % n)).sum()).collect()
+    }
+
+    #[test]
+    fn every_layout_gives_the_product() {
+        let Some(gemm) = Gemm::new() else {
+            return;
+        };
+        for shape in
+            [[1, 1, 1], [8, 16, 48], [9, 193, 50], [300, 400, 70], [7, 33, 600], [3, 0, 5], [260, 20, 1200]]
+        {
+            let [m, k, n] = shape;
+            let (a, b) = (integers(m * k, 1), integers(k * n, 2));
+            let transposed = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+                (0..x.len()).map(|at| x[at % rows * columns + at / rows]).collect()
+            };
+            let (a_t, b_t) = (transposed(&a, m, k), transposed(&b, k, n));
+            let right = expected(|i, j| a[i * k + j], |i, j| b[i * n + j], shape);
+            for a in [Matrix::rows(&a, k), Matrix::columns(&a_t, m)] {
+                for b in [Matrix::rows(&b, n), Matrix::columns(&b_t, k)] {
+                    let mut out = vec![f32::NAN; m * n];
+                    gemm.product(a, Right::Floats(b), shape, &mut out).unwrap();
+                    assert_eq!(out, right, "{shape:?}");
+                }
+            }
+            let codes: Vec<i8> = b.iter().map(|&b| b as i8).collect();
+            let scales: Vec<f32> = (0..k).map(|i| 0.5 * (1 + i % 3) as f32).collect();
+            let right = expected(|i, j| a[i * k + j], |i, j| b[i * n + j] * scales[i], shape);
+            let mut out = vec![f32::NAN; m * n];
+            gemm.product(
+                Matrix::rows(&a, k),
+                Right::Codes { codes: &codes, scales: &scales },
+                shape,
+                &mut out,
+            )
+            .unwrap();
+            assert_eq!(out, right, "codes, {shape:?}");
+        }
+    }
+
+    #[test]
+    fn packed_weights_are_unpacked_on_the_way() {
+        let Some(gemm) = Gemm::new() else {
+            return;
+        };
+        for (k, n, granularity) in [
+            (40, 80, Granularity::Tensor),
+            (65, 50, Granularity::Row),
+            (70, 192, Granularity::Group(32)),
+            (10, 24, Granularity::Group(8)),
+        ] {
+            let m = 11;
+            let a = integers(m * k, 3);
+            let codes: Vec<i8> = integers(k * n, 4).iter().map(|&x| (x as i8).signum()).collect();
+            let scales = match granularity {
+                Granularity::Tensor => 1,
+                Granularity::Row => k,
+                Granularity::Group(group) => k * n / group,
+            };
+            let scales: Vec<f32> = (0..scales).map(|i| 0.25 * (1 + i % 5) as f32).collect();
+            let weight = PackedTernary::pack(&codes, &scales, k, n, granularity).unwrap();
+            let values = weight.dequantize();
+            let mut out = vec![f32::NAN; m * n];
+            gemm.product(Matrix::rows(&a, k), Right::Ternary(&weight), [m, k, n], &mut out).unwrap();
+            assert_eq!(
+                out,
+                expected(|i, j| a[i * k + j], |i, j| values[i * n + j], [m, k, n]),
+                "{granularity:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn threads_change_no_bit() {
+        let Some(gemm) = Gemm::new() else {
+            return;
+        };
+        let shape @ [m, k, n] = [300, 500, 700];
+        let float = |n: usize| -> Vec<f32> {
+            integers(n, 7).iter().enumerate().map(|(i, x)| x * (i as f32).sin()).collect()
+        };
+        let (a, b) = (float(m * k), float(k * n));
+        let product = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = vec![0.0; m * n];
+            let (a, b) = (Matrix::rows(&a, k), Right::Floats(Matrix::rows(&b, n)));
+            pool.install(|| gemm.product(a, b, shape, &mut out)).unwrap();
+            out
+        };
+        assert_eq!(product(1), product(5));
+    }
+
+    #[test]
+    fn wrong_lengths_are_named() {
+        let Some(gemm) = Gemm::new() else {
+            return;
+        };
+        let (a, b) = (Matrix::rows(&[1.0; 5], 3), Right::Floats(Matrix::rows(&[1.0; 6], 2)));
+        let error = gemm.product(a, b, [2, 3, 2], &mut [0.0; 4]).unwrap_err();
+        assert_eq!(error, CpuError::Length { name: "a", found: 5, expected: 6 });
+    }
+}
