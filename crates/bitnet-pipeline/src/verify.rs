@@ -280,7 +280,7 @@ fn same_logits(
     let share = if plain { 1e-3 } else { 10.0 * epsilon(coarsest).max(1e-4) };
     let allowed = f64::from(share * largest.max(1.0));
     let difference = f64::from(difference);
-    if !(difference <= allowed) {
+    if difference.is_nan() || difference > allowed {
         let what = "logits of packed and dense weights".into();
         return Err(PipelineError::Differs { artifact: DENSE, what, found: difference, expected: allowed });
     }

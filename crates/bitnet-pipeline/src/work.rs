@@ -3,6 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bitnet_compress::CompressError;
 use bitnet_convert::Unfinished;
@@ -34,7 +35,16 @@ impl Work {
         fs::create_dir_all(&folder).map_err(write_error(&folder))?;
         let path = folder.join(LOCK);
         let file = File::create(&path).map_err(write_error(&path))?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        for _ in 0..20 {
+            // A child that another thread starts holds the lock too, until it has begun its own program.
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(CompressError::Busy { path: folder }.into()),
             Err(TryLockError::Error(source)) => return Err(write_error(&path)(source)),

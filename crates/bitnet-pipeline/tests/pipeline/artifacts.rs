@@ -7,14 +7,14 @@ use std::path::Path;
 use bitnet_compress::{Options, compress};
 use bitnet_convert::{LoadOptions, Placement, Policy, WeightType, convert, load, pack};
 use bitnet_model::CausalLm;
-use bitnet_pipeline::Config;
+use bitnet_pipeline::Pipeline;
 use burn::tensor::Device;
 use safetensors::Dtype;
 
 use crate::support::*;
 
-/// Every dense golden checkpoint.
-const GOLDEN: [&str; 14] = [
+/// Every dense golden checkpoint that has weights of its own.
+const GOLDEN: [&str; 13] = [
     "llama_tied",
     "llama_untied",
     "llama_sharded",
@@ -24,7 +24,6 @@ const GOLDEN: [&str; 14] = [
     "llama_head_dim",
     "llama3_rope",
     "mistral",
-    "mistral_swa",
     "qwen2",
     "qwen3",
     "gemma",
@@ -82,7 +81,9 @@ fn every_architecture_goes_through_both_modes() {
             assert!(found.iter().zip(&expected).all(|(a, b)| close(*a, *b)), "{name}: {tensor}");
             assert!(found.iter().zip(&by_name).all(|(a, b)| close(*a, *b)), "{name}: {tensor}, modes");
         }
-        assert_eq!(logits(&open(&work.target())).len(), logits(&open(&other)).len());
+        let pairs = logits(&open(&work.target())).into_iter().zip(logits(&open(&other)));
+        let slack = if name == "llama_bf16" { 0.1 } else { 1e-4 };
+        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < slack), "{name}: logits");
         for (file, bytes) in &source {
             if !file.contains("safetensors") {
                 assert!(&tree(&work.target())[file] == bytes, "{name}: {file}");
@@ -94,7 +95,7 @@ fn every_architecture_goes_through_both_modes() {
         let bare = work.path("bare");
         let settings = format!("{SHORT}\nconvert = {{ sub_norm = 'none' }}");
         let config = work.config(&settings);
-        bitnet_pipeline::Pipeline::new(work.source(), &bare, &config).unwrap().run(&mut |_| ()).unwrap();
+        Pipeline::new(work.source(), &bare, &config).unwrap().run(&mut |_| ()).unwrap();
         let in_memory = load(work.source(), &Device::flex(), &LoadOptions::default()).unwrap();
         let (in_memory, _) = pack(convert(in_memory, &policy).unwrap().0).unwrap();
         let (found, expected) = (logits(&open(&bare.join("packed"))), logits(&in_memory.model));
@@ -191,8 +192,6 @@ fn added_tokens_come_out_as_they_are() {
     for folder in ["target", "target/packed", "target/hf", "tensors"] {
         let folder = work.path(folder);
         assert!(fs::read(folder.join("tokenizer.json")).unwrap() == source["tokenizer.json"], "{folder:?}");
-        let config: Config = Config::default();
-        assert_eq!(config.dtype, None);
         let found = tensors(&folder);
         assert!(found["model.embed_tokens.weight"] == all["model.embed_tokens.weight"], "{folder:?}");
         let model = open(&folder);
