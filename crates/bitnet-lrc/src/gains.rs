@@ -36,7 +36,7 @@ pub fn calibrate_gains<M: Module + Blocks>(
     let mut model = model.valid();
     let mut lambdas = Vec::new();
     for_each_slot_mut(&mut model, |_, slot| lambdas.push(slot.lambda.replace(0.0)));
-    let seen = activations_of(&mut model, batches, &wanted);
+    let seen = activations_of(&mut model, batches, wanted);
     let mut lambdas = lambdas.into_iter();
     for_each_slot_mut(&mut model, |_, slot| slot.lambda = lambdas.next().flatten());
     let seen = seen?;

@@ -14,7 +14,7 @@ pub(crate) fn page(report: &Report) -> Result<String, PipelineError> {
     values.extend(perplexity.trained.map(|trained| ("trained".into(), trained)));
     values.push(("packed, read again".into(), perplexity.result));
     values.push(("weights alone".into(), perplexity.weights_alone));
-    let _ = write!(first, "<table><tr><th>model<th>on {} held-out windows\n", report.model.windows[1]);
+    let _ = writeln!(first, "<table><tr><th>model<th>on {} held-out windows", report.model.windows[1]);
     for (name, value) in &values {
         let _ = writeln!(first, "<tr><td>{name}<td>{value:.4}");
     }

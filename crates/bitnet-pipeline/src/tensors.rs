@@ -81,7 +81,10 @@ fn ternary(bitnet: &Checkpoint, latent: &Checkpoint) -> Result<Ternary, Pipeline
     for_each_slot(&bitnet.model, |path, slot| {
         if let (Some(Some(weight)), true) = (weights.remove(path), result.is_ok()) {
             let name = format!("{}.weight", bitnet.slot_name(path));
-            result = of_slot(path, slot, weight).map(|stats| drop(found.insert(name, stats)));
+            match of_slot(path, slot, weight) {
+                Ok(stats) => found.extend([(name, stats)]),
+                Err(error) => result = Err(error),
+            }
         }
     });
     result.map(|()| found)

@@ -96,7 +96,7 @@ pub fn adamw(
     settings: AdamW,
     gradient: &Tensor<1>,
     tensors: AdamWTensors,
-) -> Result<AdamWTensors, AdamWTensors> {
+) -> Result<AdamWTensors, Box<AdamWTensors>> {
     fused::adamw(settings, gradient, tensors)
 }
 
@@ -141,8 +141,8 @@ mod fused {
         _: AdamW,
         _: &Tensor<1>,
         tensors: AdamWTensors,
-    ) -> Result<AdamWTensors, AdamWTensors> {
-        Err(tensors)
+    ) -> Result<AdamWTensors, Box<AdamWTensors>> {
+        Err(Box::new(tensors))
     }
 
     pub(super) fn square_sum(_: &Tensor<1>) -> Option<Tensor<1>> {

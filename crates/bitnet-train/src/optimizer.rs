@@ -148,7 +148,8 @@ impl Step<'_> {
         };
         match adamw(settings, &gradient, [parameter, first, second]) {
             Ok([parameter, first, second]) => (parameter, Moments { updates: updates + 1, first, second }),
-            Err([parameter, first, second]) => {
+            Err(tensors) => {
+                let [parameter, first, second] = *tensors;
                 let adamw = AdamWConfig::new()
                     .with_beta_1(betas[0])
                     .with_beta_2(betas[1])

@@ -57,7 +57,7 @@ fn every_architecture_goes_through_both_modes() {
         let source = tree(&work.source());
         let report = work.run(SHORT).unwrap();
         assert!(
-            report.stats.verification.dense_codes > 0 && report.stats.total.ternarized % 7 == 0,
+            report.stats.verification.dense_codes > 0 && report.stats.total.ternarized.is_multiple_of(7),
             "{name}"
         );
         assert_eq!(report.model.checks.tokens, 16);

@@ -80,9 +80,9 @@ pub(crate) fn adamw(
     settings: AdamW,
     gradient: &Tensor<1>,
     tensors: AdamWTensors,
-) -> Result<AdamWTensors, AdamWTensors> {
+) -> Result<AdamWTensors, Box<AdamWTensors>> {
     if !is_f32_on_cpu(gradient) || !tensors.iter().all(is_f32_on_cpu) {
-        return Err(tensors);
+        return Err(Box::new(tensors));
     }
     let [parameter, first, second] = tensors.map(Tensor::into_dispatch);
     let gradient = gradient.clone().into_dispatch();
