@@ -1,7 +1,7 @@
 //! What is written beside the tensors: copies of other files, and indexes.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::json;
@@ -15,8 +15,13 @@ impl Plan {
         for (path, _) in &self.source.companions {
             let (from, to) = (self.source.folder.join(path), folder.join(path));
             fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(write_error(&to))?;
-            let bytes = fs::read(&from).map_err(read_error(&from))?;
-            write_whole(&to, &bytes)?;
+            let mut reader = File::open(&from).map_err(read_error(&from))?;
+            let mut copy = || {
+                let mut file = File::create(&to)?;
+                io::copy(&mut reader, &mut file)?;
+                file.sync_all()
+            };
+            copy().map_err(write_error(&to))?;
         }
         let Some((name, index)) = &self.source.index else { return Ok(()) };
         let to = folder.join(name);

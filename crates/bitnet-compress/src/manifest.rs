@@ -10,7 +10,7 @@ use crate::CompressError;
 use crate::source::{read_error, write_error};
 
 /// Its name in the unfinished folder.
-pub(crate) const NAME: &str = "progress.jsonl";
+pub(crate) const NAME: &str = ".progress.jsonl";
 
 /// What is known of a ternarized tensor once it is written. Floats are kept as their bits: they come back exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -9,12 +9,16 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use crate::{CompressError, at};
+use crate::page::PAGE;
+use crate::plan::STATS;
+use crate::{CompressError, at, manifest};
 
 /// Headers beyond this are refused, as by the safetensors crate.
 const MAX_HEADER: u64 = 100_000_000;
 /// Other files of this size are copied.
 const MAX_COMPANION: u64 = 256 << 20;
+/// What is written beside the tensors: a file of that name in the source is another's.
+const RESERVED: [&str; 3] = [STATS, PAGE, manifest::NAME];
 /// Files of weights in forms that would contradict the new ones.
 const WEIGHTS: [&str; 12] =
     ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "npz", "tflite", "ot"];
@@ -170,9 +174,19 @@ impl Source {
         for name in entries {
             let (path, text) = (below.join(&name), name.to_string_lossy().into_owned());
             let whole = self.folder.join(&path);
-            // Follows links: the hub's cache is made of them.
-            let metadata = fs::metadata(&whole).map_err(read_error(&whole))?;
             let at_top = below.as_os_str().is_empty();
+            // Follows links: the hub's cache is made of them. Some lead nowhere, or back to a folder that they are in.
+            let metadata = match (fs::metadata(&whole), fs::canonicalize(&whole), fs::canonicalize(&folder)) {
+                (Ok(metadata), Ok(target), Ok(folder)) if !folder.starts_with(&target) => metadata,
+                _ => {
+                    self.skipped.push(path.to_string_lossy().into_owned());
+                    continue;
+                }
+            };
+            if at_top && RESERVED.contains(&text.as_str()) {
+                self.skipped.push(text);
+                continue;
+            }
             if at_top && (self.files.iter().any(|file| file.name == text) || self.is_index(&text)) {
                 continue;
             }

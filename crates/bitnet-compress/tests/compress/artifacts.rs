@@ -151,8 +151,16 @@ fn other_files_and_shards_are_carried_over() {
         fs::write(source.join(name), format!("{{\"name\": \"{name}\"}}")).unwrap();
     }
     fs::write(source.join("pytorch_model.bin"), "dense weights that would contradict").unwrap();
+    // Names that are written here, and links that lead nowhere or back.
+    for name in ["report.html", ".progress.jsonl"] {
+        fs::write(source.join(name), "another's").unwrap();
+    }
+    std::os::unix::fs::symlink(".", source.join("loop")).unwrap();
+    std::os::unix::fs::symlink("absent", source.join("nowhere")).unwrap();
     let options = Options { packed: true, ..Options::default() };
     let stats = run(&source, &target, &options).unwrap();
+    fs::remove_file(source.join("loop")).unwrap();
+    fs::remove_file(source.join("nowhere")).unwrap();
     let (old, new) = (tree(&source), tree(&target));
     for name in [
         "config.json",
@@ -163,7 +171,9 @@ fn other_files_and_shards_are_carried_over() {
     ] {
         assert_eq!(old[name], new[name], "{name}");
     }
-    assert_eq!(stats.skipped, [".cache", "pytorch_model.bin"]);
+    let skipped = [".cache", ".progress.jsonl", "loop", "nowhere", "pytorch_model.bin", "report.html"];
+    assert_eq!(stats.skipped, skipped);
+    assert_ne!(old["report.html"], new["report.html"]);
     assert!(!new.contains_key("pytorch_model.bin") && !new.contains_key(".cache/x"));
     for i in 1..=2 {
         let name = format!("model-0000{i}-of-00002.safetensors");

@@ -71,7 +71,7 @@ fn runs_killed_at_random_moments_end_with_the_same_bytes() {
         if target.exists() {
             assert_eq!(tree(&target), whole);
             fs::remove_dir_all(&target).unwrap();
-        } else if let Ok(progress) = fs::read_to_string(partial.join("progress.jsonl"))
+        } else if let Ok(progress) = fs::read_to_string(partial.join(".progress.jsonl"))
             && progress.lines().count() > 2
         {
             resumed += 1;
