@@ -407,6 +407,10 @@ pub fn stage1_refuses_what_it_must(device: &Device) {
     let error = run(&empty, &parent.path().join("again")).unwrap_err();
     assert!(matches!(&error, ConvertError::AlreadyBitNet { folder } if *folder == empty), "{error}");
     assert!(!parent.path().join("again").exists());
+    let nothing = Policy { exclude: vec!["*".into()], ..Policy::default() };
+    let again = parent.path().join("again");
+    let error = stage1(source.path(), &again, &nothing, device, &LoadOptions::default()).unwrap_err();
+    assert!(matches!(error, ConvertError::NothingToConvert), "{error}");
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 2, "nothing is left behind");
 }
 

@@ -123,6 +123,9 @@ pub enum ConvertError {
     /// A correction, adapter or treatment of outliers does not fit, or its calibration failed.
     #[error(transparent)]
     Lrc(#[from] LrcError),
+    /// The policy excludes every projection.
+    #[error("every projection is excluded: expected at least one to convert")]
+    NothingToConvert,
     /// The model is BitNet already.
     #[error("`{}` is a BitNet checkpoint already", folder.display())]
     AlreadyBitNet {

@@ -19,6 +19,7 @@ const BATCH: usize = 4;
 ///
 /// # Errors
 /// - [`ConvertError::AlreadyBitNet`] where the source is one
+/// - [`ConvertError::NothingToConvert`] where the policy excludes every projection
 /// - those of [`load`](crate::load) and [`convert`]; [`ConvertError::Exists`] where `dst` holds something
 pub fn stage1(
     src: impl AsRef<Path>,
@@ -88,6 +89,9 @@ pub fn stage1_calibrated(
             .collect::<Result<Vec<_>, _>>()?;
         convert_calibrated(checkpoint, policy, &batches)?
     };
+    if report.n_converted() == 0 {
+        return Err(ConvertError::NothingToConvert);
+    }
     write_folder(dst, options.overwrite, |folder| {
         save_into(&checkpoint, folder, &mut |written, total| {
             progress(n_weights + written, n_weights + total)

@@ -5,8 +5,8 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use bitnet_convert::{
-    Checkpoint, ConversionReport, LoadOptions, auto_convert, check_tokenizer, convert_calibrated, is_bitnet,
-    load,
+    Checkpoint, ConversionReport, ConvertError, LoadOptions, auto_convert, check_tokenizer,
+    convert_calibrated, is_bitnet, load,
 };
 use bitnet_layers::{Form, Outliers, for_each_slot};
 use bitnet_model::CausalLm;
@@ -86,17 +86,22 @@ pub(crate) fn converted(
     train: &FileWindows,
 ) -> Result<(Checkpoint, Option<ConversionReport>), TrainError> {
     let policy = &config.model.policy;
-    if !policy.needs_data() || is_bitnet(&checkpoint.model) {
-        return Ok(auto_convert(checkpoint, policy)?);
+    let (checkpoint, report) = if policy.needs_data() && !is_bitnet(&checkpoint.model) {
+        let (n, size) = (train.len().min(config.model.calibration as u64), config.batch.micro_batch);
+        let batches = (0..n).step_by(size).map(|first| {
+            let sequences = train.batch(config.seed, first, size.min((n - first) as usize))?;
+            Ok(checkpoint.model.batch(&sequences)?)
+        });
+        let batches = batches.collect::<Result<Vec<_>, TrainError>>()?;
+        let (checkpoint, report) = convert_calibrated(checkpoint, policy, &batches)?;
+        (checkpoint, Some(report))
+    } else {
+        auto_convert(checkpoint, policy)?
+    };
+    if report.as_ref().is_some_and(|report| report.n_converted() == 0) {
+        return Err(ConvertError::NothingToConvert.into());
     }
-    let (n, size) = (train.len().min(config.model.calibration as u64), config.batch.micro_batch);
-    let batches = (0..n).step_by(size).map(|first| {
-        let sequences = train.batch(config.seed, first, size.min((n - first) as usize))?;
-        Ok(checkpoint.model.batch(&sequences)?)
-    });
-    let batches = batches.collect::<Result<Vec<_>, TrainError>>()?;
-    let (checkpoint, report) = convert_calibrated(checkpoint, policy, &batches)?;
-    Ok((checkpoint, Some(report)))
+    Ok((checkpoint, report))
 }
 
 /// What the student is compared with: the teacher in memory, or what it says about the run's data, which it is asked for
