@@ -19,7 +19,7 @@ Settings, those that may be left out with what they are then:
   out = 'runs/first'             # the folder of the run
   seed = 0                       # decides the order of the data
   device = 'flex'                # else --device
-  more_devices = []              # as ['cuda:1']: they take micro-batches too, on copies of the model
+  more_devices = []              # as ['cuda:1']: they take micro-batches too
   explosion = 3.0                # a loss above so many times the mean of those before ends the run
 
   [model]
