@@ -1,6 +1,7 @@
 //! Files and folders that appear under their names whole or not at all.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
@@ -32,6 +33,18 @@ impl Unfinished {
         let path = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
         open().insert(path.clone());
         Ok(Self { target: target.into(), path })
+    }
+
+    /// Writes a whole file beside its name, waits until it is on the disk, and renames it.
+    ///
+    /// # Errors
+    /// Those of the system; what stood under the name is as it was then.
+    pub fn write(target: &Path, bytes: &[u8]) -> io::Result<()> {
+        let unfinished = Self::beside(target)?;
+        let mut file = fs::File::create(unfinished.path())?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        unfinished.finish()
     }
 
     /// Where to write.

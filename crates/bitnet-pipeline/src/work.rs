@@ -1,7 +1,7 @@
 //! The folder that a run works in: results and manifests of stages, locked while a process is at it.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -134,14 +134,7 @@ pub(crate) fn write_error(path: &Path) -> impl Fn(io::Error) -> PipelineError {
 
 /// Writes a text beside its name and renames it.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), PipelineError> {
-    let write = || -> io::Result<()> {
-        let unfinished = Unfinished::beside(path)?;
-        let mut file = File::create(unfinished.path())?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        unfinished.finish()
-    };
-    write().map_err(write_error(path))
+    Unfinished::write(path, text.as_bytes()).map_err(write_error(path))
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), PipelineError> {

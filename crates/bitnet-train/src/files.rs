@@ -1,7 +1,6 @@
 //! Small files of a run, each on the disk before it has its name.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::path::Path;
 
 use bitnet_convert::Unfinished;
@@ -12,14 +11,8 @@ use crate::TrainError;
 
 /// Writes a text beside `path` and renames it.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), TrainError> {
-    let write = || -> io::Result<()> {
-        let unfinished = Unfinished::beside(path)?;
-        let mut file = File::create(unfinished.path())?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        unfinished.finish()
-    };
-    write().map_err(|error| TrainError::Write { path: path.into(), reason: error.to_string() })
+    Unfinished::write(path, text.as_bytes())
+        .map_err(|error| TrainError::Write { path: path.into(), reason: error.to_string() })
 }
 
 /// Writes a value as JSON.

@@ -13,7 +13,7 @@ use bitnet_arch::lrc::{
 };
 use bitnet_arch::model::CausalLm;
 use bitnet_arch::quant::device;
-use bitnet_arch::text::{TokenWindows, Tokenizer, read_text};
+use bitnet_arch::text::TokenWindows;
 use bitnet_arch::train::{Progress, TrainConfig, Trainer, next_token_loss, perplexity};
 use bitnet_arch::warmup::{LambdaWarmupConfig, Schedule};
 use burn::tensor::{Int, Tensor};
@@ -22,6 +22,7 @@ use clap::Parser;
 #[path = "../smoke_train/repository.rs"]
 mod repository;
 mod table;
+mod text;
 
 use table::{Table, rewrite};
 
@@ -56,12 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = flags.out.clone().unwrap_or_else(repository::results);
     let device = device(&flags.device)?;
     let dense = load(repository::small_model(), &device, &LoadOptions::default())?;
-    let tokenizer = Tokenizer::from_file(repository::small_model().join("tokenizer.json"))?;
-    let mut tokens = Vec::new();
-    for file in read_text(&repository::text_files())? {
-        tokens.extend(tokenizer.encode(&file.text)?);
-    }
-    let (train, held_out) = TokenWindows::new(tokens, WINDOW)?.split(0.05)?;
+    let (train, held_out) = text::windows(WINDOW)?;
     let policy = Policy { sub_norm: Placement::None, ..Policy::default() };
     let mut plain = convert(dense.clone(), &policy)?.0.model;
     set_lambda(&mut plain, Some(1.0));
@@ -123,7 +119,6 @@ impl Experiment {
     /// Measures a model and writes it down.
     fn add(&mut self, what: &str, model: &CausalLm) -> Result<(), Box<dyn Error>> {
         let perplexity = perplexity(model, &self.held_out, BATCH)?;
-        println!("{what}: {perplexity:.3}");
         let overhead =
             stats(model).overhead().map_or(String::from("none"), |overhead| format!("{overhead:.2}"));
         self.table.add(what, &overhead, perplexity);

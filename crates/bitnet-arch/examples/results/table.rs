@@ -52,7 +52,5 @@ pub(crate) fn rewrite(document: &Path, mark: &str, text: &str) -> Result<(), Box
     let old = std::fs::read_to_string(document).map_err(|error| format!("{name}: {error}"))?;
     let parts = old.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
     let (before, after) = parts.ok_or_else(|| format!("{name}: expected {begin} and {end}"))?;
-    let file = Unfinished::beside(document)?;
-    std::fs::write(file.path(), format!("{before}{begin}\n\n{text}\n{end}{after}"))?;
-    Ok(file.finish()?)
+    Ok(Unfinished::write(document, format!("{before}{begin}\n\n{text}\n{end}{after}").as_bytes())?)
 }

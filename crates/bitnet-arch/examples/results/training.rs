@@ -13,7 +13,7 @@ use bitnet_arch::convert::{
 use bitnet_arch::layers::set_lambda;
 use bitnet_arch::model::CausalLm;
 use bitnet_arch::quant::device;
-use bitnet_arch::text::{TokenWindows, Tokenizer, read_text};
+use bitnet_arch::text::TokenWindows;
 use bitnet_arch::train::{
     DistillConfig, Distillation, LogitKl, Progress, TrainConfig, Trainer, next_token_loss, perplexity,
 };
@@ -23,6 +23,7 @@ use clap::Parser;
 #[path = "../smoke_train/repository.rs"]
 mod repository;
 mod table;
+mod text;
 
 use table::{Table, rewrite};
 
@@ -65,12 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = flags.out.clone().unwrap_or_else(repository::results);
     let device = device(&flags.device)?;
     let mut start = load(repository::small_model(), &device, &LoadOptions::default())?;
-    let tokenizer = Tokenizer::from_file(repository::small_model().join("tokenizer.json"))?;
-    let mut tokens = Vec::new();
-    for file in read_text(&repository::text_files())? {
-        tokens.extend(tokenizer.encode(&file.text)?);
-    }
-    let (train, held_out) = TokenWindows::new(tokens, WINDOW)?.split(0.05)?;
+    let (train, held_out) = text::windows(WINDOW)?;
     // From random weights: the repository's own have seen other parts of the text.
     device.seed(0);
     start.model = start.model.config().clone().init(&device)?;

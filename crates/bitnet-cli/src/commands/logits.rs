@@ -123,7 +123,5 @@ fn write_logits(path: &Path, shape: [usize; 3], logits: &[f32]) -> Result<(), Cl
     let file = TensorView::new(Dtype::F32, shape.to_vec(), &bytes)
         .and_then(|view| safetensors::serialize([("logits", view)], None))
         .map_err(|error| write(std::io::Error::other(error)))?;
-    let unfinished = Unfinished::beside(path).map_err(write)?;
-    std::fs::write(unfinished.path(), file).map_err(write)?;
-    unfinished.finish().map_err(write)
+    Unfinished::write(path, &file).map_err(write)
 }

@@ -39,9 +39,7 @@ pub(crate) fn run(flags: &Flags, global: &Global) -> Result<(), CliError> {
         (None, [first, ..]) => first.join("report.html"),
         (None, []) => return Err(CliError::Usage { reason: "no run is given".into() }),
     };
-    let write = |source| CliError::Write { path: path.clone(), source };
-    let unfinished = Unfinished::beside(&path).map_err(write)?;
-    std::fs::write(unfinished.path(), page).map_err(write)?;
-    unfinished.finish().map_err(write)?;
+    Unfinished::write(&path, page.as_bytes())
+        .map_err(|source| CliError::Write { path: path.clone(), source })?;
     if global.quiet { Ok(()) } else { Ok(print_line(&format!("{} is written", path.display()))?) }
 }

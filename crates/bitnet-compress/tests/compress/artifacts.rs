@@ -7,6 +7,7 @@ use bitnet_compress::{Float, Granularity, Options, PACKED_FOLDER, PAGE, Rule, ST
 use bitnet_cpu::Kernel;
 use safetensors::Dtype;
 
+use crate::shared::tree;
 use crate::support::*;
 
 fn small() -> Vec<Given> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use bitnet_compress::{CompressError, Float, Granularity, Options, Plan, Rule};
 use safetensors::Dtype;
 
+use crate::shared::tree;
 use crate::support::*;
 
 const Q: &str = "model.layers.0.self_attn.q_proj.weight";

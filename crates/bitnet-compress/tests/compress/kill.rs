@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bitnet_compress::{CompressError, Options, Stage, compress};
 use safetensors::Dtype;
 
+use crate::shared::tree;
 use crate::support::*;
 
 const SOURCE: &str = "BITNET_COMPRESS_SOURCE";

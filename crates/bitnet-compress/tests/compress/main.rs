@@ -8,4 +8,6 @@ mod decisions;
 mod kill;
 mod properties;
 mod schema;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod support;

@@ -5,6 +5,7 @@ use bitnet_cpu::Kernel;
 use proptest::prelude::*;
 use safetensors::Dtype;
 
+use crate::shared::tree;
 use crate::support::*;
 
 fn any_rule() -> impl Strategy<Value = Rule> {

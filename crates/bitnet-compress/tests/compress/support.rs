@@ -81,21 +81,6 @@ pub(crate) fn run(source: &Path, target: &Path, options: &Options) -> Result<Sta
     compress(source, target, options, &mut |_, _, _| {})
 }
 
-/// Every file below a folder, by its path, with its bytes.
-pub(crate) fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() {
-            found.extend(tree(&path).into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes)));
-        } else {
-            found.insert(name, fs::read(path).unwrap());
-        }
-    }
-    found
-}
-
 /// Type, shape and bytes of every tensor in a file.
 pub(crate) fn tensors(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();

@@ -11,6 +11,7 @@ use bitnet_pipeline::Pipeline;
 use burn::tensor::Device;
 use safetensors::Dtype;
 
+use crate::shared::tree;
 use crate::support::*;
 
 /// Every dense golden checkpoint that has weights of its own.

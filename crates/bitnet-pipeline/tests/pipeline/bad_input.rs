@@ -7,6 +7,7 @@ use bitnet_compress::CompressError;
 use bitnet_convert::ConvertError;
 use bitnet_pipeline::{Mode, Pipeline, PipelineError, choose};
 
+use crate::shared::tree;
 use crate::support::*;
 
 fn refused(work: &Work, settings: &str) -> PipelineError {

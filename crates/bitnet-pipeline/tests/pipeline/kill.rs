@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bitnet_pipeline::Pipeline;
 
+use crate::shared::tree;
 use crate::support::*;
 
 const FOLDER: &str = "BITNET_PIPELINE_FOLDER";

@@ -6,6 +6,8 @@ mod artifacts;
 mod bad_input;
 mod kill;
 mod schema;
+#[path = "../../../bitnet-compress/tests/shared/mod.rs"]
+mod shared;
 mod stages;
 mod support;
 mod verdict;

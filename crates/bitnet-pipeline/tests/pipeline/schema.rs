@@ -6,45 +6,8 @@ use std::path::Path;
 use bitnet_compress::{PAGE, STATS};
 use serde_json::Value;
 
+use crate::shared::problems;
 use crate::support::*;
-
-/// Where a value differs from a schema of those keywords that ours has.
-fn problems(value: &Value, schema: &Value, at: &str, found: &mut Vec<String>) {
-    let is = |name: &Value| match name.as_str().unwrap() {
-        "object" => value.is_object(),
-        "array" => value.is_array(),
-        "string" => value.is_string(),
-        "integer" => value.is_i64() || value.is_u64(),
-        "number" => value.is_number(),
-        "boolean" => value.is_boolean(),
-        "null" => value.is_null(),
-        other => panic!("type {other}"),
-    };
-    let types = &schema["type"];
-    if !types.as_array().map_or_else(|| is(types), |types| types.iter().any(is)) {
-        found.push(format!("{at}: {value} is no {types}"));
-    }
-    if schema["enum"].as_array().is_some_and(|values| !values.contains(value)) {
-        found.push(format!("{at}: {value} is none of {}", schema["enum"]));
-    }
-    if !schema["items"].is_null() {
-        for (i, item) in value.as_array().into_iter().flatten().enumerate() {
-            problems(item, &schema["items"], &format!("{at}[{i}]"), found);
-        }
-    }
-    let (Some(known), Some(object)) = (schema["properties"].as_object(), value.as_object()) else { return };
-    for name in schema["required"].as_array().unwrap() {
-        if !object.contains_key(name.as_str().unwrap()) {
-            found.push(format!("{at}: {name} is missing"));
-        }
-    }
-    for (name, value) in object {
-        match known.get(name) {
-            Some(schema) => problems(value, schema, &format!("{at}.{name}"), found),
-            None => found.push(format!("{at}: {name} is unknown")),
-        }
-    }
-}
 
 #[test]
 fn reports_follow_the_schema() {

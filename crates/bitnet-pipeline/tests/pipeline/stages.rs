@@ -4,6 +4,7 @@ use std::fs;
 
 use bitnet_pipeline::{Event, Pipeline, PipelineError, Stage};
 
+use crate::shared::tree;
 use crate::support::*;
 
 const SETTINGS: &str = "calibration = { windows = 4 }\neval = { windows = 2 }";
