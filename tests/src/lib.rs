@@ -25,6 +25,7 @@ pub mod gguf;
 pub mod golden;
 pub mod hf;
 pub mod layers_cases;
+pub mod layers_kept;
 pub mod layers_low_rank;
 pub mod layers_norm;
 pub mod layers_outliers;
@@ -67,6 +68,7 @@ macro_rules! suite {
                 codes_are_exact, the_widest_row_is_exact, gradient, what_is_not_finite_shows,
                 unpacking_undoes_packing;
             layers_cases: reference;
+            layers_kept: the_codes_follow_the_weight;
             layers_norm: acceptance, strength, gradient, half_precision, configuration;
             layers_slots: visits_a_users_module, converts_in_place, a_slot_computes_its_form, refuses_a_bad_group,
                 copies_are_independent, default_lambda;

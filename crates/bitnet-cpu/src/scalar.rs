@@ -99,13 +99,26 @@ pub(crate) fn absmax(x: &[f32]) -> f32 {
 /// function.
 #[inline(always)]
 pub(crate) fn quantize(x: &[f32], factor: f32, [low, high]: [f32; 2], codes: &mut [i8]) {
-    const MAGIC: f32 = 12_582_912.0;
     for (code, x) in codes.iter_mut().zip(x) {
-        let value = x * factor;
-        let value = if value > low { value } else { low };
-        let value = if value < high { value } else { high };
+        let value = clamped(x * factor, [low, high]);
         *code = (value + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i8;
     }
+}
+
+/// The code of [`quantize`] as a float, never a negative zero.
+#[inline(always)]
+pub(crate) fn rounded(value: f32, range: [f32; 2]) -> f32 {
+    clamped(value, range) + MAGIC - MAGIC
+}
+
+/// 1.5 · 2²³.
+const MAGIC: f32 = 12_582_912.0;
+
+/// NaN is the lowest.
+#[inline(always)]
+fn clamped(value: f32, [low, high]: [f32; 2]) -> f32 {
+    let value = if value > low { value } else { low };
+    if value < high { value } else { high }
 }
 
 /// `Σ|w|` by folding halves: while n > 1 { h = ⌈n/2⌉; a\[i\] += a\[i + h\] for i < n − h; n = h }. `folded`

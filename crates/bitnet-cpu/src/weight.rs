@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::error::check_length;
-use crate::scalar::fold;
+use crate::kernel::vectorized;
+use crate::scalar::{fold, rounded};
 use crate::shape::Shape;
 use crate::{CpuError, Granularity, Kernel};
 
@@ -142,6 +143,43 @@ impl Kernel {
         Ok(())
     }
 
+    /// `w + λ·(codes·scale − w)` with the codes of [`ternarize`](Self::ternarize), in one pass; at λ = 1 exactly
+    /// `codes·scale`.
+    ///
+    /// # Shapes
+    /// Those of [`ternarize`](Self::ternarize); returns `[d_output, d_input]`.
+    ///
+    /// # Errors
+    /// Those of [`ternarize`](Self::ternarize).
+    ///
+    /// # Source
+    /// docs/numerics.md#straight-through.
+    pub fn ternary_blend(
+        self,
+        w: &[f32],
+        d_output: usize,
+        d_input: usize,
+        granularity: Granularity,
+        scales: &[f32],
+        lambda: f32,
+    ) -> Result<Vec<f32>, CpuError> {
+        let shape = Shape::new(d_output, d_input, granularity)?;
+        check_length("w", w.len(), shape.len())?;
+        check_length("scales", scales.len(), shape.scales())?;
+        let segment = shape.segment();
+        let mut values = vec![0.0; w.len()];
+        values
+            .par_chunks_mut(segment)
+            .zip(w.par_chunks(segment))
+            .enumerate()
+            .with_min_len((1 << 14) / segment + 1)
+            .for_each(|(i, (values, w))| {
+                let scale = scales[shape.scale_at(i / shape.segments(), i % shape.segments())];
+                blend(self, w, scale, lambda, values);
+            });
+        Ok(values)
+    }
+
     /// [`absmean`](Self::absmean), then [`ternarize`](Self::ternarize).
     ///
     /// # Errors
@@ -164,6 +202,17 @@ impl Kernel {
 pub fn absmean_of_rows(row_abs_sums: &mut [f32], d_input: usize) -> f32 {
     let n = row_abs_sums.len() * d_input;
     mean(fold(row_abs_sums), n)
+}
+
+vectorized! {
+    /// `w + λ·(code·scale − w)` of weights that share a scale.
+    fn blend(w: &[f32], scale: f32, lambda: f32, values: &mut [f32]) {
+        let factor = scale.recip();
+        for (value, &w) in values.iter_mut().zip(w) {
+            let quantized = rounded(w * factor, [-1.0, 1.0]) * scale;
+            *value = if lambda == 1.0 { quantized } else { w + (quantized - w) * lambda };
+        }
+    }
 }
 
 /// `max(sum / n, 1e-5)`.

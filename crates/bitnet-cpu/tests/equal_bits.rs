@@ -185,6 +185,14 @@ proptest! {
             let found = kernel.absmean_ternarize(&w, d_output, d_input, granularity).unwrap();
             prop_assert_eq!(bits(&found.scales), bits(&scales), "{:?}", kernel);
             prop_assert_eq!(&found.codes, &codes, "{:?}", kernel);
+            for lambda in [0.3, 1.0] {
+                let values = w.iter().zip(&codes).enumerate().map(|(at, (&w, &code))| {
+                    let value = f32::from(code) * scales[if scales.len() == 1 { 0 } else { at / run }];
+                    if lambda == 1.0 { value } else { w + (value - w) * lambda }
+                });
+                let found = kernel.ternary_blend(&w, d_output, d_input, granularity, &scales, lambda).unwrap();
+                prop_assert_eq!(bits(&found), bits(&values.collect::<Vec<_>>()), "{:?}", kernel);
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 use bitnet_format::TernaryMatrix;
-use bitnet_quant::{Quantization, TernaryWeight, bit_linear, check_granularity, ternarize};
+use bitnet_quant::{
+    KeptCodes, Quantization, TernaryWeight, bit_linear_keeping, check_granularity, ternarize,
+};
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Linear;
@@ -43,13 +45,14 @@ impl BitLinearConfig {
             weight: uniform.init([self.d_output, self.d_input], device),
             bias: self.bias.then(|| uniform.init([self.d_output], device)),
             quantization: self.quantization,
+            kept: KeptCodes::default(),
         })
     }
 }
 
 /// A linear layer that trains a full-precision latent weight through ternary weights and int8 activations.
 ///
-/// λ = 0 is the dense layer, λ = 1 the BitNet layer; see [`bit_linear`] for the maths.
+/// λ = 0 is the dense layer, λ = 1 the BitNet layer; see [`bit_linear`](bitnet_quant::bit_linear) for the maths.
 #[derive(Module, Debug)]
 pub struct BitLinear {
     /// The latent weight, `[d_output, d_input]`, as checkpoints and formats store it.
@@ -58,6 +61,8 @@ pub struct BitLinear {
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     quantization: Quantization,
+    #[module(skip)]
+    kept: KeptCodes,
 }
 
 impl BitLinear {
@@ -72,7 +77,7 @@ impl BitLinear {
     ) -> Result<Self, LayerError> {
         let [d_output, d_input] = weight.lazy_shape().dims();
         BitLinearConfig::new(d_input, d_output).with_quantization(quantization).validate()?;
-        Ok(Self { weight, bias, quantization })
+        Ok(Self { weight, bias, quantization, kept: KeptCodes::default() })
     }
 
     /// Takes over a dense layer's weight (transposed, once) and bias, with their device and trainability.
@@ -95,7 +100,8 @@ impl BitLinear {
     /// - `x`: `[.., d_input]`
     /// - returns `[.., d_output]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>, lambda: f32) -> Tensor<D> {
-        bit_linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), self.quantization, lambda)
+        let bias = self.bias.as_ref().map(Param::val);
+        bit_linear_keeping(x, self.weight.val(), bias, self.quantization, lambda, &self.kept)
     }
 
     /// The codes and scale of the current latent weight, on its device.

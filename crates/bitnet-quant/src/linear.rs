@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 use crate::backends::bit_linear as fused;
 use crate::weight::absmean;
-use crate::{ActivationQuant, Granularity, QuantizedActivations, quantize_activations, straight_through};
+use crate::{
+    ActivationQuant, Granularity, KeptCodes, QuantizedActivations, quantize_activations, straight_through,
+};
 
 /// What a BitNet layer quantizes, and how finely. The default is b1.58: one scale per weight, int8 per token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -48,12 +50,27 @@ pub fn bit_linear<const D: usize>(
     quantization: Quantization,
     lambda: f32,
 ) -> Tensor<D> {
+    bit_linear_keeping(x, weight, bias, quantization, lambda, &KeptCodes::default())
+}
+
+/// [`bit_linear`] of a layer that quantizes its weight once per optimizer step, and not once per micro-batch.
+///
+/// # Panics
+/// Those of [`bit_linear`].
+pub fn bit_linear_keeping<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    quantization: Quantization,
+    lambda: f32,
+    kept: &KeptCodes,
+) -> Tensor<D> {
     let [d_output, d_input] = weight.dims();
     let mut shape = x.dims();
     let tokens = shape[..D - 1].iter().product();
     let fused = match plain() {
         true => None,
-        false => fused(&x.clone().reshape([tokens, d_input]), &weight, quantization, lambda),
+        false => fused(&x.clone().reshape([tokens, d_input]), &weight, quantization, lambda, kept),
     };
     match fused {
         Some(y) => {
@@ -165,7 +182,7 @@ pub(crate) fn integer_product(x: &QuantizedActivations<2>, codes: Tensor<3>, sca
 
 /// Without a backend there is no operation of its own.
 #[cfg(not(any(feature = "flex", feature = "ndarray", feature = "cube")))]
-fn fused(_: &Tensor<2>, _: &Tensor<2>, _: Quantization, _: f32) -> Option<Tensor<2>> {
+fn fused(_: &Tensor<2>, _: &Tensor<2>, _: Quantization, _: f32, _: &KeptCodes) -> Option<Tensor<2>> {
     None
 }
 

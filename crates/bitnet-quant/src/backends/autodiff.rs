@@ -1,4 +1,4 @@
-//! The gradients: `dX = g·w_eff`, `dW = gᵀ·x_eff`, at every λ.
+//! The layer and its gradients, `dX = g·w_eff` and `dW = gᵀ·x_eff`, at every λ.
 
 use std::fmt::Debug;
 
@@ -11,7 +11,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
 use super::BitLinearOps;
-use crate::{ActivationQuant, Granularity, Quantization};
+use crate::{ActivationQuant, Bits, Granularity, KeptCodes, Quantization};
 
 /// What the two passes need of a backend. All floats are f32.
 pub(crate) trait LayerBackend: Backend {
@@ -19,22 +19,30 @@ pub(crate) trait LayerBackend: Backend {
     type InputCodes: Debug + Clone + Send + 'static;
     /// The weight's codes at two bits each, and scales.
     type WeightCodes: Debug + Clone + Send + 'static;
+    /// The weight's scales.
+    type WeightScales: Debug + Clone + Send + 'static;
 
-    /// `x_eff · w_effᵀ`, and at λ = 1 the codes.
-    fn forward(
+    /// A weight's codes and scales by absmean.
+    fn weight_codes(weight: FloatTensor<Self>, granularity: Granularity) -> Self::WeightCodes;
+
+    /// A weight's scales by absmean.
+    fn weight_scales(weight: FloatTensor<Self>, granularity: Granularity) -> Self::WeightScales;
+
+    /// The input quantized, and its integers' product with the weight's, times both scales: `[tokens, d_output]`.
+    fn product_of_codes(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        quantization: Quantization,
-        lambda: f32,
-    ) -> (FloatTensor<Self>, SavedCodes<Self>);
+        bits: Bits,
+        weight: Self::WeightCodes,
+    ) -> (FloatTensor<Self>, Self::InputCodes);
 
     /// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
     fn effective_input(x: FloatTensor<Self>, quant: ActivationQuant, lambda: f32) -> FloatTensor<Self>;
 
-    /// `w + λ·(Q(w) − w)`, `[d_output, d_input]`.
+    /// `w + λ·(Q(w) − w)` with the scales of `w`, `[d_output, d_input]`.
     fn effective_weight(
         weight: FloatTensor<Self>,
         granularity: Granularity,
+        scales: Self::WeightScales,
         lambda: f32,
     ) -> FloatTensor<Self>;
 
@@ -43,6 +51,11 @@ pub(crate) trait LayerBackend: Backend {
 
     /// `gradᵀ · Qa(x)` from codes, `[d_output, d_input]`.
     fn weight_gradient_of_codes(grad: FloatTensor<Self>, x: Self::InputCodes) -> FloatTensor<Self>;
+
+    /// `x · wᵀ`, `[tokens, d_output]`.
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(x, Self::float_transpose(weight))
+    }
 
     /// `grad · w`, `[tokens, d_input]`.
     fn input_gradient(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -55,36 +68,98 @@ pub(crate) trait LayerBackend: Backend {
     }
 }
 
-/// Codes of input and weight, where the product was one of codes.
-pub(crate) type SavedCodes<B> = Option<(<B as LayerBackend>::InputCodes, <B as LayerBackend>::WeightCodes)>;
-
-#[derive(Debug)]
-struct BitLinearBackward;
-
-/// An operand as the backward pass finds it again.
+/// A weight with what λ needs of it in quantized form; in the backward pass its node stands for its values.
 #[derive(Debug, Clone)]
-enum Operand<C, L> {
-    /// At λ = 1 codes and scales: a fraction of the bytes.
-    Codes(C),
-    /// Otherwise the latent values, as a dense layer keeps them.
+pub(crate) enum Weight<B: LayerBackend, L = FloatTensor<B>> {
+    /// λ = 0.
     Latent(L),
+    /// Between, and where the input is not quantized.
+    Blended(L, B::WeightScales),
+    /// λ = 1, with an input of so many bits.
+    Codes(B::WeightCodes, Bits),
 }
 
-impl<C> Operand<C, NodeId> {
-    fn retrieve<T: Clone + Send + 'static>(self, checkpointer: &mut Checkpointer) -> Operand<C, T> {
-        match self {
-            Self::Codes(codes) => Operand::Codes(codes),
-            Self::Latent(node) => Operand::Latent(checkpointer.retrieve_node_output(node)),
+impl<B: LayerBackend> Weight<B> {
+    /// Quantizes a weight as far as it is needed; or finds what was kept of it, where it has a node.
+    pub(crate) fn new(
+        weight: FloatTensor<B>,
+        quantization: Quantization,
+        lambda: f32,
+        kept: Option<(NodeId, &KeptCodes)>,
+    ) -> Self {
+        /// The kept value, or a new one.
+        fn quantized<T: Clone + Send + 'static>(
+            kept: Option<(NodeId, &KeptCodes)>,
+            granularity: Granularity,
+            quantize: impl FnOnce() -> T,
+        ) -> T {
+            match kept {
+                Some((node, kept)) => kept.get(node, granularity, quantize),
+                None => quantize(),
+            }
+        }
+        let Quantization { weight: granularity, activation } = quantization;
+        match activation {
+            _ if lambda == 0.0 => Self::Latent(weight),
+            ActivationQuant::PerToken(bits) if lambda == 1.0 => {
+                Self::Codes(quantized(kept, granularity, || B::weight_codes(weight, granularity)), bits)
+            }
+            _ => {
+                let scales = quantized(kept, granularity, || B::weight_scales(weight.clone(), granularity));
+                Self::Blended(weight, scales)
+            }
         }
     }
 }
 
+impl<B: LayerBackend, L> Weight<B, L> {
+    fn map_latent<M>(self, map: impl FnOnce(L) -> M) -> Weight<B, M> {
+        match self {
+            Self::Latent(latent) => Weight::Latent(map(latent)),
+            Self::Blended(latent, scales) => Weight::Blended(map(latent), scales),
+            Self::Codes(codes, bits) => Weight::Codes(codes, bits),
+        }
+    }
+}
+
+/// An input as the backward pass finds it again.
+#[derive(Debug, Clone)]
+enum SavedInput<C> {
+    /// At λ = 1 codes and scales: a quarter of the bytes.
+    Codes(C),
+    /// Otherwise the values, as a dense layer keeps them.
+    Latent(NodeId),
+}
+
+/// `x_eff · w_effᵀ`, and the input's codes where the product was one of codes.
+pub(crate) fn forward<B: LayerBackend>(
+    x: FloatTensor<B>,
+    weight: Weight<B>,
+    quantization: Quantization,
+    lambda: f32,
+) -> (FloatTensor<B>, Option<B::InputCodes>) {
+    match weight {
+        Weight::Latent(weight) => (B::product(x, weight), None),
+        Weight::Blended(weight, scales) => {
+            let x = B::effective_input(x, quantization.activation, lambda);
+            (B::product(x, B::effective_weight(weight, quantization.weight, scales, lambda)), None)
+        }
+        Weight::Codes(codes, bits) => {
+            let (y, codes) = B::product_of_codes(x, bits, codes);
+            (y, Some(codes))
+        }
+    }
+}
+
+#[derive(Debug)]
+struct BitLinearBackward;
+
 #[derive(Debug, Clone)]
 struct State<B: LayerBackend> {
     /// For dW; none where the weight is frozen.
-    input: Option<Operand<B::InputCodes, NodeId>>,
+    input: Option<SavedInput<B::InputCodes>>,
     /// For dX; none where the input needs no gradient.
-    weight: Option<Operand<B::WeightCodes, NodeId>>,
+    weight: Option<Weight<B, NodeId>>,
     quantization: Quantization,
     lambda: f32,
 }
@@ -94,27 +169,35 @@ impl<B: LayerBackend> Backward<B, 2> for BitLinearBackward {
 
     fn backward(self, ops: Ops<State<B>, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let State { input, weight, quantization, lambda } = ops.state;
-        let weight = weight.map(|weight| weight.retrieve::<FloatTensor<B>>(checkpointer));
-        let input = input.map(|input| input.retrieve::<FloatTensor<B>>(checkpointer));
+        let weight = weight.map(|weight| {
+            weight.map_latent(|node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node))
+        });
+        let input = input.map(|input| match input {
+            SavedInput::Codes(codes) => (Some(codes), None),
+            SavedInput::Latent(node) => {
+                (None, Some(checkpointer.retrieve_node_output::<FloatTensor<B>>(node)))
+            }
+        });
         binary::<B, _, _>(
             ops.parents,
             ops.node,
             grads,
             |grad| match weight {
-                Some(Operand::Codes(codes)) => B::input_gradient_of_codes(grad, codes),
-                Some(Operand::Latent(weight)) if lambda == 0.0 => B::input_gradient(grad, weight),
-                Some(Operand::Latent(weight)) => {
-                    B::input_gradient(grad, B::effective_weight(weight, quantization.weight, lambda))
+                Some(Weight::Latent(weight)) => B::input_gradient(grad, weight),
+                Some(Weight::Blended(weight, scales)) => {
+                    let weight = B::effective_weight(weight, quantization.weight, scales, lambda);
+                    B::input_gradient(grad, weight)
                 }
+                Some(Weight::Codes(codes, _)) => B::input_gradient_of_codes(grad, codes),
                 None => unreachable!("the weight is saved where the input is tracked"),
             },
             |grad| match input {
-                Some(Operand::Codes(codes)) => B::weight_gradient_of_codes(grad, codes),
-                Some(Operand::Latent(x)) if lambda == 0.0 => B::weight_gradient(grad, x),
-                Some(Operand::Latent(x)) => {
+                Some((Some(codes), _)) => B::weight_gradient_of_codes(grad, codes),
+                Some((_, Some(x))) if lambda == 0.0 => B::weight_gradient(grad, x),
+                Some((_, Some(x))) => {
                     B::weight_gradient(grad, B::effective_input(x, quantization.activation, lambda))
                 }
-                None => unreachable!("the input is saved where the weight is tracked"),
+                _ => unreachable!("the input is saved where the weight is tracked"),
             },
         );
     }
@@ -126,19 +209,18 @@ impl<B: LayerBackend, C: CheckpointStrategy> BitLinearOps for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
+        kept: &KeptCodes,
     ) -> FloatTensor<Self> {
-        let (y, codes) = B::forward(x.primitive().clone(), weight.primitive().clone(), quantization, lambda);
+        let kept = Some((weight.id(), kept));
+        let quantized = Weight::<B>::new(weight.primitive().clone(), quantization, lambda, kept);
+        let (y, codes) = forward(x.primitive().clone(), quantized.clone(), quantization, lambda);
         match BitLinearBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let (input_codes, weight_codes) = codes.unzip();
-                let input = weight.is_tracked().then(|| match input_codes {
-                    Some(codes) => Operand::Codes(codes),
-                    None => Operand::Latent(prep.checkpoint(&x)),
+                let input = weight.is_tracked().then(|| match codes {
+                    Some(codes) => SavedInput::Codes(codes),
+                    None => SavedInput::Latent(prep.checkpoint(&x)),
                 });
-                let weight = x.is_tracked().then(|| match weight_codes {
-                    Some(codes) => Operand::Codes(codes),
-                    None => Operand::Latent(prep.checkpoint(&weight)),
-                });
+                let weight = x.is_tracked().then(|| quantized.map_latent(|_| prep.checkpoint(&weight)));
                 prep.finish(State { input, weight, quantization, lambda }, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(y),

@@ -10,7 +10,7 @@ use burn::tensor::{Shape, TensorData};
 use rayon::prelude::*;
 
 use super::autodiff::LayerBackend;
-use crate::{ActivationQuant, Bits, Granularity, Quantization};
+use crate::{ActivationQuant, Bits, Granularity};
 
 /// A backend whose tensors can be read as slices.
 pub(crate) trait CpuBackend: Backend {
@@ -26,94 +26,16 @@ pub(crate) trait CpuBackend: Backend {
     fn read_words<R>(tensor: &IntTensor<Self>, read: impl FnOnce(&[i32]) -> R) -> R;
 }
 
-/// What the backward pass needs of an operand.
+/// An operand's codes, and its shape.
 #[derive(Debug, Clone)]
 pub(crate) struct SavedCodes<C> {
     codes: Arc<C>,
     shape: [usize; 2],
 }
 
-type InputCodes = SavedCodes<bitnet_cpu::QuantizedActivations>;
-type WeightCodes = SavedCodes<PackedTernary<'static>>;
-
-/// `x_eff · w_effᵀ`, and at λ = 1 the codes: a quarter of the input's bytes, a sixteenth of the weight's.
-pub(crate) fn forward<B: CpuBackend>(
-    x: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    quantization: Quantization,
-    lambda: f32,
-) -> (FloatTensor<B>, Option<(InputCodes, WeightCodes)>) {
-    match quantization.activation {
-        ActivationQuant::PerToken(bits) if lambda == 1.0 => {
-            let shape = dims::<B>(&x);
-            let codes = Arc::new(quantize::<B>(&x, bits));
-            let (y, packed) = integer_product::<B>(&codes, &weight, quantization.weight);
-            let packed = SavedCodes { codes: Arc::new(packed), shape: dims::<B>(&weight) };
-            (y, Some((SavedCodes { codes, shape }, packed)))
-        }
-        _ if lambda == 0.0 => (product::<B>(&x, &weight), None),
-        activation => {
-            let weight = effective_weight::<B>(&weight, quantization.weight, lambda);
-            let x = effective_input::<B>(x, activation, lambda);
-            (product::<B>(&x, &weight), None)
-        }
-    }
-}
-
-/// `acc · (w_scale · x_scale)`, with the kernel of packed weights; and the weight as it packed it.
-fn integer_product<B: CpuBackend>(
-    x: &bitnet_cpu::QuantizedActivations,
-    weight: &FloatTensor<B>,
-    granularity: Granularity,
-) -> (FloatTensor<B>, PackedTernary<'static>) {
-    let (kernel, [d_output, d_input]) = (Kernel::new(), dims::<B>(weight));
-    let packed = B::read(weight, |weight| {
-        let ternary = sound(kernel.absmean_ternarize(weight, d_output, d_input, granularity));
-        sound(PackedTernary::pack(&ternary.codes, &ternary.scales, d_output, d_input, granularity))
-    });
-    let tokens = x.scales.len();
-    let mut y = vec![0.0; tokens * d_output];
-    sound(kernel.matmul(&packed, &x.codes, &x.scales, &mut y));
-    (tensor::<B>(y, [tokens, d_output], weight), packed)
-}
-
 pub(crate) fn quantize<B: CpuBackend>(x: &FloatTensor<B>, bits: Bits) -> bitnet_cpu::QuantizedActivations {
     let [_, d_input] = dims::<B>(x);
     B::read(x, |x| sound(Kernel::new().quantize_activations(x, d_input, u8::from(bits).into())))
-}
-
-/// `w + λ·(Q(w) − w)`, `[d_output, d_input]`.
-pub(crate) fn effective_weight<B: CpuBackend>(
-    weight: &FloatTensor<B>,
-    granularity: Granularity,
-    lambda: f32,
-) -> FloatTensor<B> {
-    let [d_output, d_input] = dims::<B>(weight);
-    let segment = match granularity {
-        Granularity::Tensor => d_output * d_input,
-        Granularity::Row => d_input,
-        Granularity::Group(group) => group,
-    };
-    let values = B::read(weight, |weight| {
-        let ternary = sound(Kernel::new().absmean_ternarize(weight, d_output, d_input, granularity));
-        blend(weight, &ternary.codes, &ternary.scales, segment, lambda)
-    });
-    tensor::<B>(values, [d_output, d_input], weight)
-}
-
-/// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
-pub(crate) fn effective_input<B: CpuBackend>(
-    x: FloatTensor<B>,
-    quant: ActivationQuant,
-    lambda: f32,
-) -> FloatTensor<B> {
-    let ActivationQuant::PerToken(bits) = quant else {
-        return x;
-    };
-    let shape = dims::<B>(&x);
-    let quantized = quantize::<B>(&x, bits);
-    let values = B::read(&x, |x| blend(x, &quantized.codes, &quantized.scales, shape[1], lambda));
-    tensor::<B>(values, shape, &x)
 }
 
 /// `x · wᵀ`.
@@ -165,28 +87,18 @@ fn weight_gradient<B: CpuBackend>(
 /// `base + λ·(codes·scale − base)` with one scale per `segment` values; at λ = 1 exactly `codes·scale`, and `base`
 /// is not read.
 fn blend(base: &[f32], codes: &[i8], scales: &[f32], segment: usize, lambda: f32) -> Vec<f32> {
-    /// Values of one task.
-    const CHUNK: usize = 1 << 14;
     let mut out = vec![0.0; codes.len()];
-    out.par_chunks_mut(CHUNK).zip(codes.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (out, codes))| {
-        let mut at = chunk * CHUNK;
-        let (mut out, mut codes) = (out, codes);
-        while !codes.is_empty() {
-            let run = (segment - at % segment).min(codes.len());
-            let scale = scales[at / segment];
-            let (out_run, out_rest) = out.split_at_mut(run);
-            let (codes_run, codes_rest) = codes.split_at(run);
-            if lambda == 1.0 {
-                for (out, &code) in out_run.iter_mut().zip(codes_run) {
-                    *out = f32::from(code) * scale;
-                }
-            } else {
-                for ((out, &code), &base) in out_run.iter_mut().zip(codes_run).zip(&base[at..]) {
-                    *out = base + (f32::from(code) * scale - base) * lambda;
-                }
+    let rows = out.par_chunks_mut(segment).zip(codes.par_chunks(segment)).enumerate();
+    rows.with_min_len((1 << 14) / segment + 1).for_each(|(row, (out, codes))| {
+        let scale = scales[row];
+        if lambda == 1.0 {
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = f32::from(code) * scale;
             }
-            (out, codes) = (out_rest, codes_rest);
-            at += run;
+        } else {
+            for ((out, &code), &base) in out.iter_mut().zip(codes).zip(&base[row * segment..]) {
+                *out = base + (f32::from(code) * scale - base) * lambda;
+            }
         }
     });
     out
@@ -214,27 +126,66 @@ pub(crate) fn sound<T>(result: Result<T, bitnet_cpu::CpuError>) -> T {
 }
 
 impl<B: CpuBackend> LayerBackend for B {
-    type InputCodes = InputCodes;
-    type WeightCodes = WeightCodes;
+    /// A quarter of the input's bytes.
+    type InputCodes = SavedCodes<bitnet_cpu::QuantizedActivations>;
+    /// A sixteenth of the weight's.
+    type WeightCodes = SavedCodes<PackedTernary<'static>>;
+    type WeightScales = Arc<[f32]>;
 
-    fn forward(
+    fn weight_codes(weight: FloatTensor<B>, granularity: Granularity) -> Self::WeightCodes {
+        let shape @ [d_output, d_input] = dims::<B>(&weight);
+        let packed = B::read(&weight, |weight| {
+            let ternary = sound(Kernel::new().absmean_ternarize(weight, d_output, d_input, granularity));
+            sound(PackedTernary::pack(&ternary.codes, &ternary.scales, d_output, d_input, granularity))
+        });
+        SavedCodes { codes: Arc::new(packed), shape }
+    }
+
+    fn weight_scales(weight: FloatTensor<B>, granularity: Granularity) -> Arc<[f32]> {
+        let [d_output, d_input] = dims::<B>(&weight);
+        B::read(&weight, |weight| sound(Kernel::new().absmean(weight, d_output, d_input, granularity))).into()
+    }
+
+    fn product_of_codes(
         x: FloatTensor<B>,
-        weight: FloatTensor<B>,
-        quantization: Quantization,
-        lambda: f32,
-    ) -> (FloatTensor<B>, Option<(InputCodes, WeightCodes)>) {
-        forward::<B>(x, weight, quantization, lambda)
+        bits: Bits,
+        weight: Self::WeightCodes,
+    ) -> (FloatTensor<B>, Self::InputCodes) {
+        let (shape @ [tokens, _], [d_output, _]) = (dims::<B>(&x), weight.shape);
+        let codes = Arc::new(quantize::<B>(&x, bits));
+        let mut y = vec![0.0; tokens * d_output];
+        sound(Kernel::new().matmul(&weight.codes, &codes.codes, &codes.scales, &mut y));
+        (tensor::<B>(y, [tokens, d_output], &x), SavedCodes { codes, shape })
     }
 
     fn effective_input(x: FloatTensor<B>, quant: ActivationQuant, lambda: f32) -> FloatTensor<B> {
-        effective_input::<B>(x, quant, lambda)
+        let ActivationQuant::PerToken(bits) = quant else {
+            return x;
+        };
+        let shape = dims::<B>(&x);
+        let quantized = quantize::<B>(&x, bits);
+        let values = B::read(&x, |x| blend(x, &quantized.codes, &quantized.scales, shape[1], lambda));
+        tensor::<B>(values, shape, &x)
     }
 
-    fn effective_weight(weight: FloatTensor<B>, granularity: Granularity, lambda: f32) -> FloatTensor<B> {
-        effective_weight::<B>(&weight, granularity, lambda)
+    fn effective_weight(
+        weight: FloatTensor<B>,
+        granularity: Granularity,
+        scales: Arc<[f32]>,
+        lambda: f32,
+    ) -> FloatTensor<B> {
+        let shape @ [d_output, d_input] = dims::<B>(&weight);
+        let values = B::read(&weight, |weight| {
+            sound(Kernel::new().ternary_blend(weight, d_output, d_input, granularity, &scales, lambda))
+        });
+        tensor::<B>(values, shape, &weight)
     }
 
-    fn input_gradient_of_codes(grad: FloatTensor<B>, weight: WeightCodes) -> FloatTensor<B> {
+    fn product(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+        product::<B>(&x, &weight)
+    }
+
+    fn input_gradient_of_codes(grad: FloatTensor<B>, weight: Self::WeightCodes) -> FloatTensor<B> {
         let SavedCodes { codes, shape } = weight;
         match Gemm::new() {
             Some(gemm) => input_gradient::<B>(gemm, &grad, Right::Ternary(&codes), shape[1]),
@@ -245,7 +196,7 @@ impl<B: CpuBackend> LayerBackend for B {
         }
     }
 
-    fn weight_gradient_of_codes(grad: FloatTensor<B>, x: InputCodes) -> FloatTensor<B> {
+    fn weight_gradient_of_codes(grad: FloatTensor<B>, x: Self::InputCodes) -> FloatTensor<B> {
         let SavedCodes { codes, shape } = x;
         match Gemm::new() {
             Some(gemm) => {

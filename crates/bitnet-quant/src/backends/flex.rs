@@ -2,8 +2,9 @@ use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use super::BitLinearOps;
-use super::cpu::{CpuBackend, forward};
-use crate::Quantization;
+use super::autodiff::{Weight, forward};
+use super::cpu::CpuBackend;
+use crate::{KeptCodes, Quantization};
 
 impl CpuBackend for Flex {
     fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R {
@@ -34,7 +35,9 @@ impl BitLinearOps for Flex {
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
+        _: &KeptCodes,
     ) -> FloatTensor<Self> {
-        forward::<Self>(x, weight, quantization, lambda).0
+        let weight = Weight::<Self>::new(weight, quantization, lambda, None);
+        forward(x, weight, quantization, lambda).0
     }
 }

@@ -36,7 +36,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::{ActivationQuant, Quantization};
+use crate::{ActivationQuant, KeptCodes, Quantization};
 
 /// The product of a BitNet layer as one operation, with a backward pass written by hand.
 #[backend_extension(
@@ -56,6 +56,7 @@ pub(crate) trait BitLinearOps: Backend {
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
+        kept: &KeptCodes,
     ) -> FloatTensor<Self>;
 }
 
@@ -65,6 +66,7 @@ pub(crate) fn bit_linear(
     weight: &Tensor<2>,
     quantization: Quantization,
     lambda: f32,
+    kept: &KeptCodes,
 ) -> Option<Tensor<2>> {
     let [tokens, d_input] = x.dims();
     let fits = tokens > 0 && d_input <= bitnet_cpu::MAX_D_INPUT;
@@ -79,6 +81,7 @@ pub(crate) fn bit_linear(
         weight.into_dispatch(),
         quantization,
         lambda,
+        kept,
     );
     Some(Tensor::from_dispatch(y))
 }

@@ -2,8 +2,9 @@ use burn::backend::NdArray;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
 use super::BitLinearOps;
-use super::cpu::{CpuBackend, forward};
-use crate::Quantization;
+use super::autodiff::{Weight, forward};
+use super::cpu::CpuBackend;
+use crate::{KeptCodes, Quantization};
 
 impl CpuBackend for NdArray {
     fn read<R>(tensor: &FloatTensor<Self>, read: impl FnOnce(&[f32]) -> R) -> R {
@@ -35,7 +36,9 @@ impl BitLinearOps for NdArray {
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
+        _: &KeptCodes,
     ) -> FloatTensor<Self> {
-        forward::<Self>(x, weight, quantization, lambda).0
+        let weight = Weight::<Self>::new(weight, quantization, lambda, None);
+        forward(x, weight, quantization, lambda).0
     }
 }

@@ -7,9 +7,9 @@ use burn::tensor::{DType, Int, Tensor};
 use super::BitLinearOps;
 use super::blocks::BlockOps;
 use super::optimizer::OptimizerOps;
-use crate::Quantization;
 use crate::linear::plain;
 use crate::training::AdamWTensors;
+use crate::{KeptCodes, Quantization};
 
 /// Whether slices can be had of a tensor's f32 values.
 fn is_f32_on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
@@ -32,7 +32,13 @@ pub(crate) fn dense_linear(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2
     let (x, weight) = super::in_one_context(x.clone(), weight.clone());
     // The layer at λ = 0: nothing is quantized.
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    let y = <Dispatch as BitLinearOps>::bit_linear(x, weight, Quantization::default(), 0.0);
+    let y = <Dispatch as BitLinearOps>::bit_linear(
+        x,
+        weight,
+        Quantization::default(),
+        0.0,
+        &KeptCodes::default(),
+    );
     Some(Tensor::from_dispatch(y))
 }
 

@@ -94,7 +94,8 @@ pub(super) fn blend_tokens(x: CubeTensor, bits: Bits, lambda: f32) -> CubeTensor
 }
 
 /// The absmean scales of a weight, as [`PackedWeight`](crate::PackedWeight) has them.
-pub(super) fn absmean(w: &CubeTensor, granularity: Granularity) -> CubeTensor {
+pub(super) fn absmean(w: CubeTensor, granularity: Granularity) -> CubeTensor {
+    let w = &into_contiguous(w);
     let layout = layout(w, granularity);
     let PackedLayout { d_output, d_input, .. } = layout;
     let segment = layout.segment();
@@ -134,12 +135,16 @@ pub(super) fn absmean(w: &CubeTensor, granularity: Granularity) -> CubeTensor {
     fold(&sums, empty(w, layout.scales_shape(), DType::F32), d_output, d_output * d_input, true)
 }
 
-/// `w + λ·(Q(w) − w)`, `[d_output, d_input]`.
-pub(super) fn blend_weight(w: CubeTensor, granularity: Granularity, lambda: f32) -> CubeTensor {
-    let w = into_contiguous(w);
+/// `w + λ·(Q(w) − w)` with the scales of `w`, `[d_output, d_input]`.
+pub(super) fn blend_weight(
+    w: CubeTensor,
+    scales: CubeTensor,
+    granularity: Granularity,
+    lambda: f32,
+) -> CubeTensor {
+    let (w, scales) = (into_contiguous(w), into_contiguous(scales));
     let layout = layout(&w, granularity);
     let PackedLayout { d_output, d_input, .. } = layout;
-    let scales = absmean(&w, granularity);
     let y = empty(&w, [d_output, d_input], DType::F32);
     let client = w.client.clone();
     weight::blend::launch(
@@ -165,7 +170,7 @@ pub(super) fn pack(w: CubeTensor, granularity: Granularity) -> (CubeTensor, Cube
     let w = into_contiguous(w);
     let layout = layout(&w, granularity);
     let PackedLayout { d_output, d_input, .. } = layout;
-    let scales = absmean(&w, granularity);
+    let scales = absmean(w.clone(), granularity);
     let words = empty(&w, layout.words_shape(), DType::I32);
     let client = w.client.clone();
     weight::pack::launch(

@@ -20,9 +20,9 @@ use burn::backend::{Cube, TensorMetadata};
 
 use self::ops::CubeOps;
 use super::BitLinearOps;
-use super::autodiff::LayerBackend;
+use super::autodiff::{LayerBackend, Weight, forward};
 use super::packed::PackedOps;
-use crate::{ActivationQuant, Granularity, PackedLayout, Quantization};
+use crate::{ActivationQuant, Bits, Granularity, KeptCodes, PackedLayout, Quantization};
 
 /// Words of codes and their scales, of an input or of a weight: a quarter or a sixteenth of its bytes.
 #[derive(Debug, Clone)]
@@ -36,33 +36,28 @@ pub(crate) struct SavedCodes {
 impl LayerBackend for Cube {
     type InputCodes = SavedCodes;
     type WeightCodes = SavedCodes;
+    type WeightScales = FloatTensor<Self>;
 
-    fn forward(
+    fn weight_codes(weight: FloatTensor<Self>, granularity: Granularity) -> SavedCodes {
+        let [d_output, d_input] = weight.shape().dims();
+        let (words, scales) = Self::pack(weight, granularity);
+        SavedCodes { words, scales, layout: PackedLayout { d_output, d_input, granularity } }
+    }
+
+    fn weight_scales(weight: FloatTensor<Self>, granularity: Granularity) -> FloatTensor<Self> {
+        Self::absmean(weight, granularity)
+    }
+
+    fn product_of_codes(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        quantization: Quantization,
-        lambda: f32,
-    ) -> (FloatTensor<Self>, Option<(SavedCodes, SavedCodes)>) {
-        let Quantization { weight: granularity, activation } = quantization;
-        match activation {
-            ActivationQuant::PerToken(bits) if lambda == 1.0 => {
-                let [d_output, d_input] = weight.shape().dims();
-                let layout = PackedLayout { d_output, d_input, granularity };
-                let (words, scales) = Self::pack(weight, granularity);
-                let weight = SavedCodes { words, scales, layout };
-                let (words, scales) = Self::quantize_tokens(x, layout.segment(), bits);
-                let input = SavedCodes { words, scales, layout };
-                let (x, w) = (input.clone(), weight.clone());
-                let y = Self::product(x.words, x.scales, w.words, w.scales, layout);
-                (y, Some((input, weight)))
-            }
-            _ if lambda == 0.0 => (Self::float_matmul(x, Self::float_transpose(weight)), None),
-            _ => {
-                let x = Self::effective_input(x, activation, lambda);
-                let weight = Self::effective_weight(weight, granularity, lambda);
-                (Self::float_matmul(x, Self::float_transpose(weight)), None)
-            }
-        }
+        bits: Bits,
+        weight: SavedCodes,
+    ) -> (FloatTensor<Self>, SavedCodes) {
+        let layout = weight.layout;
+        let (words, scales) = Self::quantize_tokens(x, layout.segment(), bits);
+        let y =
+            <Self as CubeOps>::product(words.clone(), scales.clone(), weight.words, weight.scales, layout);
+        (y, SavedCodes { words, scales, layout })
     }
 
     fn effective_input(x: FloatTensor<Self>, activation: ActivationQuant, lambda: f32) -> FloatTensor<Self> {
@@ -75,9 +70,10 @@ impl LayerBackend for Cube {
     fn effective_weight(
         weight: FloatTensor<Self>,
         granularity: Granularity,
+        scales: FloatTensor<Self>,
         lambda: f32,
     ) -> FloatTensor<Self> {
-        Self::blend_weight(weight, granularity, lambda)
+        Self::blend_weight(weight, scales, granularity, lambda)
     }
 
     fn input_gradient_of_codes(grad: FloatTensor<Self>, weight: SavedCodes) -> FloatTensor<Self> {
@@ -97,7 +93,9 @@ impl BitLinearOps for Cube {
         weight: FloatTensor<Self>,
         quantization: Quantization,
         lambda: f32,
+        _: &KeptCodes,
     ) -> FloatTensor<Self> {
-        Self::forward(x, weight, quantization, lambda).0
+        let weight = Weight::<Self>::new(weight, quantization, lambda, None);
+        forward(x, weight, quantization, lambda).0
     }
 }

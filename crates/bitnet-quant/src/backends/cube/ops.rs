@@ -42,9 +42,21 @@ pub(super) trait CubeOps: Backend {
     #[fusion(dtype = x, shape = x)]
     fn blend_tokens(x: FloatTensor<Self>, bits: Bits, lambda: f32) -> FloatTensor<Self>;
 
-    /// `w + λ·(Q(w) − w)`, `[d_output, d_input]`.
+    /// A weight's scales by absmean, as [`PackedWeight`](crate::PackedWeight) has them.
+    #[fusion(dtype = w, shape = {
+        let [d_output, d_input] = w.shape.dims();
+        Shape::new(PackedLayout { d_output, d_input, granularity }.scales_shape())
+    })]
+    fn absmean(w: FloatTensor<Self>, granularity: Granularity) -> FloatTensor<Self>;
+
+    /// `w + λ·(Q(w) − w)` with the scales of `w`, `[d_output, d_input]`.
     #[fusion(dtype = w, shape = w)]
-    fn blend_weight(w: FloatTensor<Self>, granularity: Granularity, lambda: f32) -> FloatTensor<Self>;
+    fn blend_weight(
+        w: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        granularity: Granularity,
+        lambda: f32,
+    ) -> FloatTensor<Self>;
 
     /// The words and scales of a latent weight, as [`PackedWeight`](crate::PackedWeight) has them.
     #[fusion(meta = |w, granularity| {
@@ -91,8 +103,17 @@ impl CubeOps for CubeBackend {
         launch::blend_tokens(x, bits, lambda)
     }
 
-    fn blend_weight(w: FloatTensor<Self>, granularity: Granularity, lambda: f32) -> FloatTensor<Self> {
-        launch::blend_weight(w, granularity, lambda)
+    fn absmean(w: FloatTensor<Self>, granularity: Granularity) -> FloatTensor<Self> {
+        launch::absmean(w, granularity)
+    }
+
+    fn blend_weight(
+        w: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        granularity: Granularity,
+        lambda: f32,
+    ) -> FloatTensor<Self> {
+        launch::blend_weight(w, scales, granularity, lambda)
     }
 
     fn pack(w: FloatTensor<Self>, granularity: Granularity) -> (IntTensor<Self>, FloatTensor<Self>) {
