@@ -11,6 +11,14 @@ pub fn vec_in_huge_pages<T>(capacity: usize) -> Vec<T> {
     vec
 }
 
+/// Zeros in huge pages, which the threads that write them first take from the system.
+pub(crate) fn zeros_in_huge_pages(len: usize) -> Vec<i32> {
+    let vec = vec![0; len];
+    #[cfg(target_os = "linux")]
+    advise(&vec);
+    vec
+}
+
 /// Keeps memory that this process frees for its next allocations, instead of giving it back to the system, whose pages cost a
 /// fault each when they are written again. For programs that train: every step allocates what the one before freed. Does
 /// nothing where the allocator is not glibc's.

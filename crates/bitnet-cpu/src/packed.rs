@@ -5,13 +5,18 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use crate::error::check_length;
+use crate::memory::zeros_in_huge_pages;
+use crate::scalar::word;
 use crate::shape::Shape;
-use crate::{CpuError, Granularity, TernaryWeight, vec_in_huge_pages};
+use crate::{CpuError, Granularity, Kernel, TernaryWeight};
 
 /// Output rows of one tile.
 pub(crate) const TILE_ROWS: usize = 32;
 /// Inputs of one block.
 pub(crate) const BLOCK_INPUTS: usize = 16;
+
+/// Rows that are read side by side when they are packed.
+const PACKED_ROWS: usize = 8;
 
 /// The codes of 32 rows × 16 inputs; see [`PackedTernary`] for the order.
 pub(crate) type Block = [u8; TILE_ROWS * BLOCK_INPUTS / 4];
@@ -64,9 +69,7 @@ impl<'a> PackedTernary<'a> {
         let shape = Shape::new(d_output, d_input, granularity)?;
         check_length("codes", codes.len(), shape.len())?;
         check_length("scales", scales.len(), shape.scales())?;
-        // Four digits 1, code 0, per byte: the padding.
-        let mut words = vec_in_huge_pages(shape.words());
-        words.resize(shape.words(), 0x5555_5555);
+        let mut words = zeros_in_huge_pages(shape.words());
         let per_tile = shape.blocks() * TILE_ROWS;
         let valid = words
             .par_chunks_mut(per_tile)
@@ -77,15 +80,7 @@ impl<'a> PackedTernary<'a> {
         if !valid && let Some(at) = codes.iter().position(|code| !(-1..=1).contains(code)) {
             return Err(CpuError::Code { row: at / d_input, input: at % d_input, found: codes[at] });
         }
-        let mut tiled = vec![0.0; shape.tiled_scales()];
-        if granularity == Granularity::Tensor {
-            tiled.copy_from_slice(scales);
-        } else {
-            for (i, scale) in scales.iter().enumerate() {
-                tiled[shape.tiled_scale(i)] = *scale;
-            }
-        }
-        Ok(PackedTernary { shape, words: words.into(), scales: tiled.into() })
+        Ok(PackedTernary { shape, words: words.into(), scales: tiled(scales, &shape).into() })
     }
 
     /// A weight that was packed before, in memory that belongs to somebody else.
@@ -189,20 +184,78 @@ impl<'a> PackedTernary<'a> {
     }
 }
 
+impl Kernel {
+    /// Quantizes a weight by [`absmean`](Self::absmean) and packs the codes of [`ternarize`](Self::ternarize) on the way,
+    /// without having them as bytes: memory is read twice, and a sixteenth of it written.
+    ///
+    /// # Shapes
+    /// - `w`: `[d_output, d_input]`
+    ///
+    /// # Errors
+    /// Those of [`absmean`](Self::absmean).
+    pub fn absmean_pack(
+        self,
+        w: &[f32],
+        d_output: usize,
+        d_input: usize,
+        granularity: Granularity,
+    ) -> Result<PackedTernary<'static>, CpuError> {
+        let scales = self.absmean(w, d_output, d_input, granularity)?;
+        let shape = Shape::new(d_output, d_input, granularity)?;
+        let mut words = zeros_in_huge_pages(shape.words());
+        let (per_tile, segment) = (shape.blocks() * TILE_ROWS, shape.segment());
+        words
+            .par_chunks_mut(per_tile)
+            .zip(w.par_chunks(TILE_ROWS * d_input))
+            .enumerate()
+            .with_min_len((1 << 18) / (TILE_ROWS * d_input) + 1)
+            .for_each(|(i, (words, w))| {
+                if w.len() < TILE_ROWS * d_input {
+                    words.fill(PADDING);
+                }
+                for (at, words) in words.chunks_mut(per_tile / shape.segments()).enumerate() {
+                    let rows: Vec<&[f32]> =
+                        w.chunks(d_input).map(|w| &w[at * segment..][..segment]).collect();
+                    let factors: Vec<f32> = (0..rows.len())
+                        .map(|row| scales[shape.scale_at(i * TILE_ROWS + row, at)].recip())
+                        .collect();
+                    for (rows, first) in rows.chunks(PACKED_ROWS).zip((0..).step_by(PACKED_ROWS)) {
+                        self.primitives().pack(rows, &factors[first..], &mut words[first..]);
+                    }
+                }
+            });
+        Ok(PackedTernary { shape, words: words.into(), scales: tiled(&scales, &shape).into() })
+    }
+}
+
+/// Four digits 1, code 0, per byte.
+const PADDING: i32 = 0x5555_5555;
+
+/// Scales in the order of the tiles.
+fn tiled(scales: &[f32], shape: &Shape) -> Vec<f32> {
+    if shape.granularity == Granularity::Tensor {
+        return scales.to_vec();
+    }
+    let mut tiled = vec![0.0; shape.tiled_scales()];
+    for (i, scale) in scales.iter().enumerate() {
+        tiled[shape.tiled_scale(i)] = *scale;
+    }
+    tiled
+}
+
 /// Packs up to 32 rows of codes; false if one of them is not ternary.
 fn pack_tile(tile: &mut [i32], codes: &[i8], shape: &Shape) -> bool {
     let mut invalid = 0;
+    if codes.len() < TILE_ROWS * shape.d_input {
+        tile.fill(PADDING);
+    }
     for (row, codes) in codes.chunks(shape.d_input).enumerate() {
         let runs = codes.chunks(shape.segment()).flat_map(|run| run.chunks(BLOCK_INPUTS));
         for (codes, block) in runs.zip(tile.chunks_mut(TILE_ROWS)) {
-            let mut digits = [1; BLOCK_INPUTS];
-            for (digit, code) in digits.iter_mut().zip(codes) {
-                *digit = code.wrapping_add(1) as u8;
-            }
-            invalid |= digits.iter().fold(0, |any, &digit| any | u8::from(digit > 2));
-            // Four bytes at once: they are next to each other in every plane.
-            let planes = u128::from_le_bytes(digits);
-            block[row] = (planes | planes >> 30 | planes >> 60 | planes >> 90) as i32;
+            let mut padded = [0; BLOCK_INPUTS];
+            padded[..codes.len()].copy_from_slice(codes);
+            invalid |= padded.iter().fold(0, |any, code| any | u8::from(!(-1..=1).contains(code)));
+            block[row] = word(padded);
         }
     }
     invalid == 0

@@ -46,6 +46,10 @@ impl Primitives for Scalar {
         quantize(x, factor, [low, high], codes);
     }
 
+    fn pack(&self, rows: &[&[f32]], factors: &[f32], words: &mut [i32]) {
+        pack(rows, factors, words);
+    }
+
     fn abs_sum(&self, w: &[f32], folded: &mut [f32]) -> f32 {
         abs_sum(w, folded)
     }
@@ -121,13 +125,44 @@ fn clamped(value: f32, [low, high]: [f32; 2]) -> f32 {
     if value < high { value } else { high }
 }
 
+/// Words of ternary codes; see [`Primitives::pack`].
+#[inline(always)]
+pub(crate) fn pack(rows: &[&[f32]], factors: &[f32], words: &mut [i32]) {
+    for (row, (w, factor)) in rows.iter().zip(factors).enumerate() {
+        for (w, words) in w.chunks(BLOCK_INPUTS).zip(words.chunks_mut(TILE_ROWS)) {
+            let mut codes = [0; BLOCK_INPUTS];
+            quantize(w, *factor, [-1.0, 1.0], &mut codes[..w.len()]);
+            words[row] = word(codes);
+        }
+    }
+}
+
+/// The word of sixteen codes, as [`PackedTernary`](crate::PackedTernary) draws it.
+#[inline(always)]
+pub(crate) fn word(codes: [i8; BLOCK_INPUTS]) -> i32 {
+    // Four bytes at once: they are next to each other in every plane.
+    let planes = u128::from_le_bytes(codes.map(|code| code.wrapping_add(1) as u8));
+    (planes | planes >> 30 | planes >> 60 | planes >> 90) as i32
+}
+
 /// `Σ|w|` by folding halves: while n > 1 { h = ⌈n/2⌉; a\[i\] += a\[i + h\] for i < n − h; n = h }. `folded`
-/// is scratch of at least n numbers, so that memory is read once, in order, and the folds happen in cache.
+/// is scratch of at least n numbers, so that memory is read once and the folds happen in cache. Where n allows it, the
+/// first three folds happen while eight parts of the list are read side by side, which memory serves faster than one.
 #[inline(always)]
 pub(crate) fn abs_sum(w: &[f32], folded: &mut [f32]) -> f32 {
-    let folded = &mut folded[..w.len()];
-    for (folded, w) in folded.iter_mut().zip(w) {
-        *folded = w.abs();
+    let part = w.len() / 4;
+    if !w.len().is_multiple_of(4) || part == 0 {
+        let folded = &mut folded[..w.len()];
+        for (folded, w) in folded.iter_mut().zip(w) {
+            *folded = w.abs();
+        }
+        return fold(folded);
+    }
+    let folded = &mut folded[..part];
+    let parts: [&[f32]; 4] = from_fn(|i| &w[i * part..(i + 1) * part]);
+    for (at, folded) in folded.iter_mut().enumerate() {
+        let pair = |i: usize| parts[i][at].abs() + parts[i + 2][at].abs();
+        *folded = pair(0) + pair(1);
     }
     fold(folded)
 }

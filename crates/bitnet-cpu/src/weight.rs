@@ -105,32 +105,11 @@ impl Kernel {
         granularity: Granularity,
         scales: &[f32],
     ) -> Result<Vec<i8>, CpuError> {
-        let mut codes = vec![0; w.len()];
-        self.ternarize_to(w, d_output, d_input, granularity, scales, &mut codes)?;
-        Ok(codes)
-    }
-
-    /// The same into memory that is there: new memory costs a fault per page, as much time again where the weight is large.
-    ///
-    /// # Shapes
-    /// - `codes`: `[d_output, d_input]`
-    ///
-    /// # Errors
-    /// Those of [`ternarize`](Self::ternarize), and [`CpuError::Length`] for `codes`.
-    pub fn ternarize_to(
-        self,
-        w: &[f32],
-        d_output: usize,
-        d_input: usize,
-        granularity: Granularity,
-        scales: &[f32],
-        codes: &mut [i8],
-    ) -> Result<(), CpuError> {
         let shape = Shape::new(d_output, d_input, granularity)?;
         check_length("w", w.len(), shape.len())?;
-        check_length("codes", codes.len(), shape.len())?;
         check_length("scales", scales.len(), shape.scales())?;
         let segment = shape.segment();
+        let mut codes = vec![0; w.len()];
         codes
             .par_chunks_mut(segment)
             .zip(w.par_chunks(segment))
@@ -140,7 +119,7 @@ impl Kernel {
                 let scale = scales[shape.scale_at(i / shape.segments(), i % shape.segments())];
                 self.primitives().quantize(w, scale.recip(), [-1.0, 1.0], codes);
             });
-        Ok(())
+        Ok(codes)
     }
 
     /// `w + λ·(codes·scale − w)` with the codes of [`ternarize`](Self::ternarize), in one pass; at λ = 1 exactly

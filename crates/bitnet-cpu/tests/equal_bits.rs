@@ -185,6 +185,8 @@ proptest! {
             let found = kernel.absmean_ternarize(&w, d_output, d_input, granularity).unwrap();
             prop_assert_eq!(bits(&found.scales), bits(&scales), "{:?}", kernel);
             prop_assert_eq!(&found.codes, &codes, "{:?}", kernel);
+            let packed = kernel.absmean_pack(&w, d_output, d_input, granularity).unwrap();
+            prop_assert!(packed == PackedTernary::pack(&codes, &scales, d_output, d_input, granularity).unwrap());
             for lambda in [0.3, 1.0] {
                 let values = w.iter().zip(&codes).enumerate().map(|(at, (&w, &code))| {
                     let value = f32::from(code) * scales[if scales.len() == 1 { 0 } else { at / run }];

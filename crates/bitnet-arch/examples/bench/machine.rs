@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Peaks {
     /// Bytes read and written each second by a copy of 1 GiB.
     pub(crate) copy_bytes: f64,
+    /// Bytes read each second where nothing is written, the same 1 GiB.
+    pub(crate) read_bytes: f64,
     /// Multiplications and additions each second of a dense f32 product, 2048 × 2048 × 2048.
     pub(crate) dense_operations: f64,
 }
@@ -31,12 +33,34 @@ pub(crate) fn peaks(device: &Device) -> Peaks {
     let product = median_seconds(|| {
         std::hint::black_box(a.clone().matmul(b.clone()));
     });
-    Peaks { copy_bytes: (8 * LENGTH) as f64 / copy, dense_operations: 2.0 * 2048.0_f64.powi(3) / product }
+    let read = median_seconds(|| {
+        std::hint::black_box(max_in_parallel(&from));
+    });
+    Peaks {
+        copy_bytes: (8 * LENGTH) as f64 / copy,
+        read_bytes: (4 * LENGTH) as f64 / read,
+        dense_operations: 2.0 * 2048.0_f64.powi(3) / product,
+    }
+}
+
+/// A thread's part of so many numbers.
+fn share(len: usize) -> usize {
+    let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
+    len.div_ceil(threads.unwrap_or(1))
+}
+
+/// An integer maximum of the bits, which compilers vectorise.
+fn max_in_parallel(from: &[f32]) -> u32 {
+    let max = |from: &[f32]| from.iter().map(|value| value.to_bits()).fold(0, u32::max);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            from.chunks(share(from.len())).map(|from| scope.spawn(move || max(from))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).fold(0, u32::max)
+    })
 }
 
 fn copy_in_parallel(from: &[f32], to: &mut [f32]) {
-    let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
-    let share = from.len().div_ceil(threads.unwrap_or(1));
+    let share = share(from.len());
     std::thread::scope(|scope| {
         for (from, to) in from.chunks(share).zip(to.chunks_mut(share)) {
             scope.spawn(|| to.copy_from_slice(std::hint::black_box(from)));

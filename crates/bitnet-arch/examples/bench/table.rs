@@ -63,8 +63,9 @@ pub(crate) fn print_steps(rows: &[Row]) {
 
 pub(crate) fn print_ops(ops: &Ops) {
     println!(
-        "copy {:.1} GB/s, dense product {:.0} GFLOP/s",
+        "copy {:.1} GB/s, read {:.1} GB/s, dense product {:.0} GFLOP/s",
         ops.peaks.copy_bytes / 1e9,
+        ops.peaks.read_bytes / 1e9,
         ops.peaks.dense_operations / 1e9
     );
     println!("| operation | shape | time | floor | floor / time | dense | × dense |");

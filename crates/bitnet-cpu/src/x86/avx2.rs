@@ -44,6 +44,15 @@ impl Primitives for Avx2 {
 
     compile_scalar!("avx2");
 
+    fn pack(&self, rows: &[&[f32]], factors: &[f32], words: &mut [i32]) {
+        #[target_feature(enable = "avx2")]
+        fn compiled(rows: &[&[f32]], factors: &[f32], words: &mut [i32]) {
+            scalar::pack(rows, factors, words);
+        }
+        // SAFETY: `self` proves AVX2.
+        unsafe { compiled(rows, factors, words) }
+    }
+
     fn dot_f16(&self, w: &[f16], x: &[f32]) -> f32 {
         // SAFETY: `self` proves AVX2 (which includes AVX) and F16C.
         unsafe { dot_f16(w, x) }

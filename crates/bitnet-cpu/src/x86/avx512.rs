@@ -9,14 +9,15 @@ use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
 use crate::scalar;
 use crate::x86::{compile_scalar, quads};
 
-/// Proves that the processor has AVX-512 F, BW and VNNI: only [`Avx512::get`] gives one away.
+/// Proves that the processor has AVX-512 F, BW and VNNI, and BMI2: only [`Avx512::get`] gives one away.
 pub(crate) struct Avx512(());
 
 impl Avx512 {
     pub(crate) fn get() -> Option<&'static Self> {
         (is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vnni"))
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("bmi2"))
         .then_some(&Self(()))
     }
 }
@@ -48,6 +49,20 @@ impl Primitives for Avx512 {
     }
 
     compile_scalar!("avx512f,avx512bw");
+
+    fn pack(&self, rows: &[&[f32]], factors: &[f32], words: &mut [i32]) {
+        // SAFETY: `self` proves AVX-512 F and BMI2.
+        unsafe {
+            match *rows {
+                [a, b, c, d, e, f, g, h] => pack([a, b, c, d, e, f, g, h], factors, words),
+                _ => rows
+                    .iter()
+                    .zip(factors.chunks(1))
+                    .enumerate()
+                    .for_each(|(row, (w, factor))| pack([w], factor, &mut words[row..])),
+            }
+        }
+    }
 
     fn dot_f16(&self, w: &[f16], x: &[f32]) -> f32 {
         // SAFETY: `self` proves AVX-512 F.
@@ -146,6 +161,27 @@ fn store([low, high]: [__m512i; 2]) -> [i32; TILE_ROWS] {
         _mm512_storeu_si512(parts[1].as_mut_ptr().cast(), high);
     }
     out
+}
+
+/// Comparisons instead of rounding: a code is 1 above ½, −1 below −½ or where the weight is NaN, and 0 at both ties. Their
+/// bits are those of the digits 2 and 1, once the inputs stand in the order of a word's digits.
+#[target_feature(enable = "avx512f,bmi2")]
+fn pack<const ROWS: usize>(rows: [&[f32]; ROWS], factors: &[f32], words: &mut [i32]) {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let (half, minus_half) = (_mm512_set1_ps(0.5), _mm512_set1_ps(-0.5));
+    let factors: [_; ROWS] = std::array::from_fn(|row| factors[row]);
+    let inputs = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+    for (words, first) in words.chunks_mut(TILE_ROWS).zip((0..inputs).step_by(BLOCK_INPUTS)) {
+        let present = u16::MAX >> (BLOCK_INPUTS - (inputs - first).min(BLOCK_INPUTS));
+        for ((word, row), factor) in words.iter_mut().zip(rows).zip(factors) {
+            // SAFETY: the mask lets the row's numbers be read; the others are zeros, which the codes of the padding are.
+            let w = unsafe { _mm512_maskz_loadu_ps(present, row.as_ptr().add(first)) };
+            let w = _mm512_permutexvar_ps(order, _mm512_mul_ps(w, _mm512_set1_ps(factor)));
+            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, half);
+            let zero = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(!above, w, minus_half);
+            *word = (_pdep_u32(above.into(), 0xaaaa_aaaa) | _pdep_u32(zero.into(), 0x5555_5555)) as i32;
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f")]

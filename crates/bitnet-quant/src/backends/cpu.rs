@@ -135,8 +135,7 @@ impl<B: CpuBackend> LayerBackend for B {
     fn weight_codes(weight: FloatTensor<B>, granularity: Granularity) -> Self::WeightCodes {
         let shape @ [d_output, d_input] = dims::<B>(&weight);
         let packed = B::read(&weight, |weight| {
-            let ternary = sound(Kernel::new().absmean_ternarize(weight, d_output, d_input, granularity));
-            sound(PackedTernary::pack(&ternary.codes, &ternary.scales, d_output, d_input, granularity))
+            sound(Kernel::new().absmean_pack(weight, d_output, d_input, granularity))
         });
         SavedCodes { codes: Arc::new(packed), shape }
     }
