@@ -25,10 +25,14 @@ pub(crate) fn zeros_in_huge_pages(len: usize) -> Vec<i32> {
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[allow(unsafe_code, reason = "the allocator's settings have no safe form")]
-    // SAFETY: both change when memory is given back, nothing else.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1); // never
+    {
+        // SAFETY: it changes when memory is given back, nothing else.
+        let set = |setting, value| unsafe { libc::mallopt(setting, value) } == 1;
+        // Older versions of glibc take 32 MiB at most. A trim threshold alone would be worse than nothing: the other then stays
+        // at 128 KiB, from where on every block is given back.
+        if set(libc::M_MMAP_THRESHOLD, 1 << 30) || set(libc::M_MMAP_THRESHOLD, 32 << 20) {
+            set(libc::M_TRIM_THRESHOLD, -1); // never
+        }
     }
 }
 
