@@ -29,19 +29,26 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Numbers of a token's queries, and of its keys.
+    /// Numbers of a token's queries, and of its keys; saturating, as all of [`check`](Self::check), so that an absurd shape
+    /// fails there instead of wrapping.
     fn widths(&self) -> [usize; 2] {
-        [self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim]
+        [self.n_heads, self.n_kv_heads].map(|heads| heads.saturating_mul(self.head_dim))
     }
 
     fn check(&self, inputs: AttentionInputs<'_>) -> Result<(), CpuError> {
+        let &Self { n_heads, n_kv_heads, head_dim, .. } = self;
+        let shared = n_heads > 0 && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
+        if !shared || head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(CpuError::Heads { n_heads, n_kv_heads, head_dim });
+        }
         let [d_query, d_key] = self.widths();
-        let (tokens, half) = (self.batch * self.tokens, self.head_dim / 2);
-        check_length("query", inputs.query.len(), tokens * d_query)?;
-        check_length("key", inputs.key.len(), tokens * d_key)?;
-        check_length("value", inputs.value.len(), tokens * d_key)?;
-        check_length("cos", inputs.cos.len(), self.tokens * half)?;
-        check_length("sin", inputs.sin.len(), self.tokens * half)
+        let tokens = self.batch.saturating_mul(self.tokens);
+        let waves = self.tokens.saturating_mul(head_dim / 2);
+        check_length("query", inputs.query.len(), tokens.saturating_mul(d_query))?;
+        check_length("key", inputs.key.len(), tokens.saturating_mul(d_key))?;
+        check_length("value", inputs.value.len(), tokens.saturating_mul(d_key))?;
+        check_length("cos", inputs.cos.len(), waves)?;
+        check_length("sin", inputs.sin.len(), waves)
     }
 }
 
@@ -62,16 +69,20 @@ pub struct AttentionInputs<'a> {
 }
 
 impl Gemm {
-    /// `softmax(rotated query · scale · rotated keyᵀ) · value`, each token looking at itself and those before it.
+    /// `softmax(rotated query · scale · rotated keyᵀ) · value`, each token looking at itself and those before it; nothing where
+    /// there are no tokens.
     ///
     /// # Shapes
     /// - returns `[batch, tokens, n_heads · D]`
     ///
     /// # Errors
-    /// [`CpuError::Length`] if a slice does not have its shape.
+    /// [`CpuError::Heads`] for heads of another kind, [`CpuError::Length`] if a slice does not have its shape.
     pub fn attention(self, shape: AttentionShape, inputs: AttentionInputs<'_>) -> Result<Vec<f32>, CpuError> {
         shape.check(inputs)?;
         let mut out = vec![0.0; inputs.query.len()];
+        if out.is_empty() {
+            return Ok(out);
+        }
         heads(&mut out, &shape).into_par_iter().enumerate().for_each(|(i, mut out)| {
             let head = Head::new(self, &shape, inputs, i);
             let mut weights = vec![0.0; RUN * shape.tokens];
@@ -92,7 +103,7 @@ impl Gemm {
     /// - `gradient`: `[batch, tokens, n_heads · D]`
     ///
     /// # Errors
-    /// [`CpuError::Length`] if a slice does not have its shape.
+    /// Those of [`attention`](Self::attention).
     pub fn attention_gradient(
         self,
         shape: AttentionShape,
@@ -101,6 +112,9 @@ impl Gemm {
     ) -> Result<[Vec<f32>; 3], CpuError> {
         shape.check(inputs)?;
         check_length("gradient", gradient.len(), inputs.query.len())?;
+        if gradient.is_empty() {
+            return Ok([(); 3].map(|()| Vec::new()));
+        }
         let (head_dim, group) = (shape.head_dim, shape.n_heads / shape.n_kv_heads);
         let mut query = vec![0.0; inputs.query.len()];
         let of_heads: Vec<[Vec<f32>; 2]> = heads(&mut query, &shape)
@@ -343,5 +357,37 @@ mod tests {
                 .is_err()
             );
         }
+    }
+
+    #[test]
+    fn shapes_without_attention_are_refused_and_no_tokens_give_nothing() {
+        let Some(gemm) = Gemm::new() else {
+            return;
+        };
+        let good = AttentionShape { batch: 1, tokens: 2, n_heads: 4, n_kv_heads: 2, head_dim: 6, scale: 1.0 };
+        let run = |shape: AttentionShape| {
+            let [d_query, d_key] = shape.widths();
+            let ones = |n: usize| vec![1.0; n];
+            let n = shape.batch * shape.tokens;
+            let [query, key, waves] = [n * d_query, n * d_key, shape.tokens * (shape.head_dim / 2)].map(ones);
+            let inputs = AttentionInputs { query: &query, key: &key, value: &key, cos: &waves, sin: &waves };
+            let gradients = gemm.attention_gradient(shape, inputs, &query);
+            let lengths = gradients.map(|gradients| gradients.map(|gradient| gradient.len()));
+            (gemm.attention(shape, inputs).map(|out| out.len()), lengths)
+        };
+        assert_eq!(run(good), (Ok(48), Ok([48, 24, 24])));
+        for empty in [AttentionShape { batch: 0, ..good }, AttentionShape { tokens: 0, ..good }] {
+            assert_eq!(run(empty), (Ok(0), Ok([0; 3])));
+        }
+        for (n_heads, n_kv_heads, head_dim) in
+            [(0, 2, 6), (4, 0, 6), (4, 3, 6), (2, 4, 6), (4, 2, 5), (4, 2, 0)]
+        {
+            let error = CpuError::Heads { n_heads, n_kv_heads, head_dim };
+            let found = run(AttentionShape { n_heads, n_kv_heads, head_dim, ..good });
+            assert_eq!(found, (Err(error.clone()), Err(error)));
+        }
+        let absurd = AttentionShape { batch: usize::MAX, tokens: usize::MAX, ..good };
+        let inputs = AttentionInputs { query: &[], key: &[], value: &[], cos: &[], sin: &[] };
+        assert!(matches!(gemm.attention(absurd, inputs), Err(CpuError::Length { name: "query", .. })));
     }
 }

@@ -41,6 +41,27 @@ pub enum CpuError {
         /// The code.
         found: i8,
     },
+    /// A packed weight that is not the right factor which a product asks for.
+    #[error("packed weight {found:?}, expected {expected:?} for the product")]
+    Factor {
+        /// `[d_output, d_input]`
+        found: [usize; 2],
+        /// `[k, n]`
+        expected: [usize; 2],
+    },
+    /// Heads that attention cannot be computed with.
+    #[error(
+        "{n_heads} query heads and {n_kv_heads} key heads of {head_dim} numbers, expected at least one key head, a multiple \
+         of them as query heads, and an even number of numbers"
+    )]
+    Heads {
+        /// Query heads.
+        n_heads: usize,
+        /// Key heads.
+        n_kv_heads: usize,
+        /// Numbers of a head.
+        head_dim: usize,
+    },
     /// A bit width that activations cannot have.
     #[error("activations of {found} bits, expected 2 to 8")]
     Bits {

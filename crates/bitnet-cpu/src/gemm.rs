@@ -127,7 +127,7 @@ impl Gemm {
     /// - `a`: `[m, k]`, `b`: `[k, n]`, `out`: `[m, n]`, row-major
     ///
     /// # Errors
-    /// [`CpuError::Length`] if a slice does not have its shape.
+    /// [`CpuError::Length`] if a slice does not have its shape, [`CpuError::Factor`] if a packed weight does not.
     pub fn product(
         self,
         a: Matrix<'_>,
@@ -135,15 +135,21 @@ impl Gemm {
         [m, k, n]: [usize; 3],
         out: &mut [f32],
     ) -> Result<(), CpuError> {
-        check_length("out", out.len(), m * n)?;
+        // Saturating, so that an absurd shape fails here instead of wrapping.
+        check_length("out", out.len(), m.saturating_mul(n))?;
         check_length("a", a.values.len().min(a.length(m, k)), a.length(m, k))?;
         match b {
             Right::Floats(b) => check_length("b", b.values.len().min(b.length(k, n)), b.length(k, n))?,
             Right::Codes { codes, scales } => {
-                check_length("b", codes.len(), k * n)?;
+                check_length("b", codes.len(), k.saturating_mul(n))?;
                 check_length("scales", scales.len(), k)?;
             }
-            Right::Ternary(b) => check_length("b", b.d_output() * b.d_input(), k * n)?,
+            Right::Ternary(b) => {
+                let (found, expected) = ([b.d_output(), b.d_input()], [k, n]);
+                if found != expected {
+                    return Err(CpuError::Factor { found, expected });
+                }
+            }
         }
         if m == 0 || n == 0 {
             return Ok(());
@@ -154,7 +160,7 @@ impl Gemm {
             _ => Vec::new(),
         };
         let b = if unpacked.is_empty() { b } else { Right::Floats(Matrix::rows(&unpacked, n)) };
-        let [rows, columns] = task_size(m, n, m * n * k);
+        let [rows, columns] = task_size(m, n, (m * n).saturating_mul(k));
         out.par_chunks_mut(rows * n).enumerate().for_each(|(i, out)| {
             split_columns(out, n, columns).into_par_iter().enumerate().for_each(|(j, mut out)| {
                 self.block(a, b, [i * rows, j * columns], k, false, &mut out);
@@ -491,5 +497,11 @@ mod tests {
         let (a, b) = (Matrix::rows(&[1.0; 5], 3), Right::Floats(Matrix::rows(&[1.0; 6], 2)));
         let error = gemm.product(a, b, [2, 3, 2], &mut [0.0; 4]).unwrap_err();
         assert_eq!(error, CpuError::Length { name: "a", found: 5, expected: 6 });
+        let huge = [usize::MAX, 3, 2];
+        assert!(matches!(gemm.product(a, b, huge, &mut []), Err(CpuError::Length { name: "out", .. })));
+        let weight = PackedTernary::pack(&[1; 12], &[1.0], 4, 3, Granularity::Tensor).unwrap();
+        let a = Matrix::rows(&[1.0; 6], 6);
+        let error = gemm.product(a, Right::Ternary(&weight), [1, 6, 2], &mut [0.0; 2]).unwrap_err();
+        assert_eq!(error, CpuError::Factor { found: [4, 3], expected: [6, 2] });
     }
 }
