@@ -66,15 +66,14 @@ impl TokenFile {
             return Err(wrong(format!("`{tensor}` is {:?}: expected U16, I32, U32 or I64", info.dtype)));
         }
         let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        let start = 8 + header_len + from;
-        if to < from || start + (to - from) > file_len {
+        let data = 8 + header_len;
+        if to < from || data.checked_add(to).is_none_or(|end| end > file_len) {
             return Err(wrong(format!(
-                "it has {file_len} bytes, `{tensor}` ends at {}",
-                8 + header_len + to
+                "it has {file_len} bytes, `{tensor}` ends at {to} behind the first {data}"
             )));
         }
         let len = (to - from) / width(info.dtype) as u64;
-        Ok(Self { path: path.into(), file, start, len, dtype: info.dtype })
+        Ok(Self { path: path.into(), file, start: data + from, len, dtype: info.dtype })
     }
 
     /// The file.
@@ -97,7 +96,8 @@ impl TokenFile {
     /// # Errors
     /// [`TextError::Read`] where the file cannot be read, [`TextError::TokenFile`] for a negative or too large token.
     pub fn read(&self, first: u64, count: usize) -> Result<Vec<u32>, TextError> {
-        let count = (count as u64).min(self.len.saturating_sub(first)) as usize;
+        let first = first.min(self.len);
+        let count = (count as u64).min(self.len - first) as usize;
         let width = width(self.dtype);
         let mut bytes = vec![0; count * width];
         read_exact_at(&self.file, &mut bytes, self.start + first * width as u64)
@@ -237,6 +237,7 @@ mod tests {
                     assert_eq!(found.read(first as u64, count).unwrap(), expected, "{dtype:?}");
                 }
             }
+            assert!(found.read(u64::MAX, 1).unwrap().is_empty());
         }
     }
 
@@ -270,6 +271,17 @@ mod tests {
         let floats = std::fs::read(file_of(Dtype::F32, &[4], &[0; 16])).unwrap();
         assert!(reason(&floats, "ids").contains("F32"));
         assert!(matches!(TokenFile::open("no such file", "ids"), Err(TextError::Read { .. })));
+        // Each tensor is as long as its offsets say, and all of them together nearly wrap around.
+        let most = u64::MAX / 8;
+        let tensor = |dtype: &str, len: u64, from: u64, to: u64| json!({ "dtype": dtype, "shape": [len], "data_offsets": [from, to] });
+        let mut header = serde_json::Map::new();
+        for i in 0..8 {
+            header.insert(format!("{i}"), tensor("U8", most, i * most, (i + 1) * most));
+        }
+        header.insert("ids".into(), tensor("U32", 1, 8 * most, 8 * most + 4));
+        let header = serde_json::to_vec(&header).unwrap();
+        let crafted = [&(header.len() as u64).to_le_bytes()[..], &header, &[0; 16]].concat();
+        assert!(reason(&crafted, "ids").contains("ends at 18446744073709551612"));
     }
 
     #[test]
