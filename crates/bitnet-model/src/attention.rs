@@ -1,3 +1,5 @@
+use std::cell::OnceCell;
+
 use bitnet_layers::{Projection, RmsNorm, SubLn, slots};
 use bitnet_quant::{AttentionShape, causal_attention};
 use burn::module::Module;
@@ -33,13 +35,27 @@ slots!(Attention { query, key, value, output });
 /// What all layers of one forward share.
 pub(crate) struct Context {
     pub(crate) rotation: Rotation,
+    /// New tokens.
+    pub(crate) tokens: usize,
+    /// Those and all before them.
+    pub(crate) seen: usize,
+    /// Tokens that layers with a sliding window look at.
+    pub(crate) window: Option<usize>,
+    pub(crate) device: Device,
+    /// Made when a layer first asks for it: fused attention needs none, and its size is quadratic.
+    pub(crate) full_mask: OnceCell<Option<Tensor<4>>>,
+    /// The same for layers with a sliding window.
+    pub(crate) sliding_mask: OnceCell<Option<Tensor<4>>>,
+}
+
+impl Context {
     /// Added to the scores, `[1, 1, T, S]`: 0 where a token may look, the lowest f32 where not. None if every token may
     /// look everywhere, as the next one of a text.
-    pub(crate) full_mask: Option<Tensor<4>>,
-    /// The same for layers with a sliding window.
-    pub(crate) sliding_mask: Option<Tensor<4>>,
-    /// Tokens of that window.
-    pub(crate) window: Option<usize>,
+    fn mask(&self, sliding: bool) -> Option<Tensor<4>> {
+        let (mask, window) =
+            if sliding { (&self.sliding_mask, self.window) } else { (&self.full_mask, None) };
+        mask.get_or_init(|| causal_mask(self.tokens, self.seen, window, &self.device)).clone()
+    }
 }
 
 impl Attention {
@@ -76,7 +92,6 @@ impl Attention {
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
-        let mask = if sliding { &context.sliding_mask } else { &context.full_mask };
         let heads = |x: Tensor<3>| {
             let n_heads = x.dims()[2] / self.head_dim;
             x.reshape([batch, tokens, n_heads, self.head_dim]).swap_dims(1, 2) // [B, H, T, D]
@@ -114,8 +129,8 @@ impl Attention {
         };
         let dtype = scores.dtype();
         let scores = scores.cast(DType::F32);
-        let scores = match mask {
-            Some(mask) => scores + mask.clone(),
+        let scores = match context.mask(sliding) {
+            Some(mask) => scores + mask,
             None => scores,
         };
         let weights = softmax(scores, 3).cast(dtype);
@@ -155,12 +170,7 @@ impl Attention {
 
 /// The mask of `tokens` new tokens after `seen - tokens` others, `[1, 1, T, S]`; with a window, of its last tokens.
 /// None where it hides nothing.
-pub(crate) fn causal_mask(
-    tokens: usize,
-    seen: usize,
-    window: Option<usize>,
-    device: &Device,
-) -> Option<Tensor<4>> {
+fn causal_mask(tokens: usize, seen: usize, window: Option<usize>, device: &Device) -> Option<Tensor<4>> {
     if tokens == 1 && window.is_none_or(|window| seen <= window) {
         return None;
     }

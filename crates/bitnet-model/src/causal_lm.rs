@@ -1,10 +1,12 @@
+use std::cell::OnceCell;
+
 use bitnet_layers::{Blocks, RmsNorm, slot_path, slots};
 use bitnet_quant::{dense_linear, half_linear, half_weight};
 use burn::module::{Initializer, Module, Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::attention::{Context, causal_mask};
+use crate::attention::Context;
 use crate::rope::Rotation;
 use crate::{Attention, Block, CausalLmConfig, KvCache, ModelError, SlidingLayers};
 
@@ -209,9 +211,12 @@ impl CausalLm {
                 past..seen,
                 device,
             ),
-            full_mask: causal_mask(n_tokens, seen, None, device),
-            sliding_mask: window.and_then(|window| causal_mask(n_tokens, seen, Some(window), device)),
+            tokens: n_tokens,
+            seen,
             window,
+            device: device.clone(),
+            full_mask: OnceCell::new(),
+            sliding_mask: OnceCell::new(),
         }
     }
 
@@ -233,5 +238,38 @@ impl CausalLm {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_quant::{AttentionShape, causal_attention, with_plain_operations};
+
+    use super::*;
+
+    fn model(sliding: SlidingLayers) -> CausalLm {
+        let config = CausalLmConfig::new(61, 24, 40, 1, 4).with_sliding(sliding);
+        config.init(&Device::flex()).unwrap()
+    }
+
+    /// A mask is made where attention is not one operation, and only for the layers that there are.
+    #[test]
+    fn masks_are_made_when_they_are_read() {
+        let made = |window: Option<usize>| {
+            let model = model(window.map_or(SlidingLayers::None, SlidingLayers::All));
+            let context = model.context(0, 5, &Device::flex());
+            let x = model.embed(model.batch(&[[1_u32, 2, 3, 4, 5]]).unwrap());
+            model.layers[0].forward(x.clone(), 0, &context, None);
+            let [query, key, value] = model.attention_states(0, x).unwrap();
+            let shape =
+                AttentionShape { batch: 1, tokens: 5, n_heads: 4, n_kv_heads: 4, head_dim: 6, scale: 1.0 };
+            let fused = causal_attention(&query, &key, &value, context.rotation.waves(), shape).is_some();
+            (context.full_mask.get().is_some(), context.sliding_mask.get().is_some(), fused)
+        };
+        assert_eq!(with_plain_operations(|| made(None)), (true, false, false));
+        let (full, sliding, fused) = made(None);
+        assert_eq!((full, sliding), (!fused, false));
+        let (full, sliding, _) = made(Some(3));
+        assert_eq!((full, sliding), (false, true), "one operation does not hide tokens before a window");
     }
 }
