@@ -104,7 +104,7 @@ impl CausalLm {
     /// The logits of the next token after each token.
     ///
     /// # Shapes
-    /// - `tokens`: `[B, T]`, best made by [`batch`](Self::batch), which checks them
+    /// - `tokens`: `[B, T]`, best made by [`batch`](Self::batch), which checks them; T may be 0
     /// - returns `[B, T, vocab_size]`
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         self.logits(self.run(tokens, None, |_| ()))
@@ -117,6 +117,9 @@ impl CausalLm {
 
     /// The logits after the last of the tokens only, `[B, vocab_size]`: what generation needs, without the head's
     /// product for all others.
+    ///
+    /// # Panics
+    /// Without a token.
     pub fn next_logits(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let x = self.run(tokens, Some(cache), |_| ());
         let n_tokens = x.dims()[1];
@@ -186,6 +189,9 @@ impl CausalLm {
         let mut x = self.embed(tokens);
         for (layer, block) in self.layers.iter().enumerate() {
             before_block(&x);
+            if n_tokens == 0 {
+                continue; // a size of 0 in `reshape` stands for the size that the axis had
+            }
             x = block.forward(x, layer, &context, cache.as_deref_mut());
         }
         self.norm.forward(x)
@@ -226,6 +232,9 @@ impl CausalLm {
     /// - `x`: `[B, T, d_model]`
     /// - returns `[B, T, vocab_size]`
     pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+        if x.dims()[1] == 0 {
+            return Tensor::zeros([x.dims()[0], 0, self.config.vocab_size], (&x.device(), x.dtype()));
+        }
         let weight = match &self.head {
             Some(head) => head.weight.val().transpose(), // [vocab_size, d_model]
             None => self.embedding.weight.val(),
@@ -243,7 +252,8 @@ impl CausalLm {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_quant::{AttentionShape, causal_attention, with_plain_operations};
+    use bitnet_layers::for_each_slot_mut;
+    use bitnet_quant::{AttentionShape, Quantization, causal_attention, with_plain_operations};
 
     use super::*;
 
@@ -271,5 +281,27 @@ mod tests {
         assert_eq!((full, sliding), (!fused, false));
         let (full, sliding, _) = made(Some(3));
         assert_eq!((full, sliding), (false, true), "one operation does not hide tokens before a window");
+    }
+
+    #[test]
+    fn no_tokens_have_no_logits() {
+        let mut model = model(SlidingLayers::All(3));
+        let check = |model: &CausalLm| {
+            let tokens = || Tensor::empty([2, 0], &Device::flex());
+            let mut cache = KvCache::new();
+            for logits in [model.forward(tokens()), model.forward_cached(tokens(), &mut cache)] {
+                assert_eq!(logits.dims(), [2, 0, 61]);
+            }
+            let states = model.hidden_states(tokens());
+            assert_eq!(states.iter().map(Tensor::dims).collect::<Vec<_>>(), [[2, 0, 24]; 2]);
+            let one = model.batch(&[[1_u32], [2]]).unwrap();
+            let expected = model.forward(one.clone()).into_data();
+            assert_eq!(model.forward_cached(one, &mut cache).into_data(), expected, "the cache is as it was");
+        };
+        check(&model);
+        with_plain_operations(|| check(&model));
+        for_each_slot_mut(&mut model, |_, slot| assert!(slot.convert(Quantization::default()).unwrap()));
+        check(&model);
+        with_plain_operations(|| check(&model));
     }
 }
