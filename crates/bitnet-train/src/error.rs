@@ -72,6 +72,14 @@ pub enum TrainError {
         /// The value.
         found: f64,
     },
+    /// A teacher's logarithmic probability of a token that is to be kept is NaN or infinite.
+    #[error(
+        "the teacher gives one of its `top_k` likeliest tokens the logarithmic probability {found}: expected a finite number"
+    )]
+    Teacher {
+        /// The value.
+        found: f64,
+    },
     /// The loss left the range of the steps before.
     #[error("loss of step {step} is {found:.4}, more than {limit} times the {mean:.4} of the steps before")]
     Explosion {

@@ -76,7 +76,8 @@ impl TeacherLogits {
     /// # Errors
     /// - [`TrainError::Config`] for more tokens than the vocabulary has
     /// - those of `sequence` and of [`CausalLm::batch`]
-    /// - [`TrainError::NotFinite`] where a logit is not finite, [`TrainError::Write`], [`TrainError::Device`]
+    /// - [`TrainError::Teacher`] where a logit is NaN, or a token to be kept has no probability
+    /// - [`TrainError::Write`], [`TrainError::Device`]
     pub fn create(
         path: &Path,
         of: &str,
@@ -238,15 +239,17 @@ fn key(sequence: &[u32]) -> u64 {
 
 /// The largest of the logarithms, those first, and their places; of equal ones the first.
 fn likeliest(log_p: &[f32], top_k: usize) -> Result<Vec<(u32, f32)>, TrainError> {
-    if let Some(found) = log_p.iter().find(|log_p| log_p.is_nan()) {
-        return Err(TrainError::EvaluationNotFinite { found: f64::from(*found) });
-    }
     let mut places: Vec<u32> = (0..log_p.len() as u32).collect();
     let larger_first = |a: &u32, b: &u32| log_p[*b as usize].total_cmp(&log_p[*a as usize]).then(a.cmp(b));
     places.select_nth_unstable_by(top_k - 1, larger_first);
     places.truncate(top_k);
     places.sort_unstable_by(larger_first);
-    Ok(places.into_iter().map(|place| (place, log_p[place as usize])).collect())
+    let kept: Vec<(u32, f32)> = places.into_iter().map(|place| (place, log_p[place as usize])).collect();
+    let nan = log_p.iter().find(|log_p| log_p.is_nan());
+    match nan.or(kept.iter().map(|(_, log_p)| log_p).find(|log_p| !log_p.is_finite())) {
+        Some(found) => Err(TrainError::Teacher { found: f64::from(*found) }),
+        None => Ok(kept),
+    }
 }
 
 fn device_error(error: impl ToString) -> TrainError {
@@ -262,7 +265,11 @@ mod tests {
         let log_p = [-3.0, -1.0, -2.0, -1.0, -9.0];
         assert_eq!(likeliest(&log_p, 3).unwrap(), [(1, -1.0), (3, -1.0), (2, -2.0)]);
         assert_eq!(likeliest(&log_p, 5).unwrap().len(), 5);
-        assert!(likeliest(&[0.0, f32::NAN], 1).is_err());
+        assert!(matches!(likeliest(&[0.0, f32::NAN], 1), Err(TrainError::Teacher { .. })));
+        let masked = [f32::NEG_INFINITY, 0.0];
+        assert_eq!(likeliest(&masked, 1).unwrap(), [(1, 0.0)], "what is not kept may be impossible");
+        let error = likeliest(&masked, 2).unwrap_err();
+        assert!(matches!(error, TrainError::Teacher { found: f64::NEG_INFINITY }), "{error}");
     }
 
     #[test]
