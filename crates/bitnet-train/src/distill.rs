@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::config::check;
 use crate::distill_losses::{hidden_mse, logit_kl, logit_kl_of_top, relation_kl};
-use crate::loss::cross_entropy;
+use crate::loss::{cross_entropy, read};
 use crate::teacher_logits::TeacherLogits;
 use crate::{DistillConfig, HiddenMse, LogitKl, RelationKl, TrainError};
 
@@ -179,24 +179,25 @@ pub(crate) fn total(terms: &[Term]) -> Tensor<1> {
     Tensor::cat(weighted, 0).sum()
 }
 
-/// The values of terms over the micro-batches of a step.
+/// The values of terms over the micro-batches of a step, by their index: several devices finish them in any order.
 #[derive(Default)]
-pub(crate) struct TermMeans {
-    sums: BTreeMap<&'static str, f64>,
-    n: usize,
-}
+pub(crate) struct TermMeans(BTreeMap<usize, Vec<(&'static str, f64)>>);
 
 impl TermMeans {
-    pub(crate) fn add(&mut self, terms: &[Term]) -> Result<(), TrainError> {
-        for Term { name, value, .. } in terms {
-            *self.sums.entry(*name).or_default() += crate::loss::read(value.clone())?;
-        }
-        self.n += 1;
+    pub(crate) fn add(&mut self, index: usize, terms: &[Term]) -> Result<(), TrainError> {
+        let values = terms.iter().map(|term| Ok((term.name, read(term.value.clone())?)));
+        let values = values.collect::<Result<_, TrainError>>()?;
+        self.0.insert(index, values);
         Ok(())
     }
 
     pub(crate) fn means(&self) -> BTreeMap<&'static str, f64> {
-        self.sums.iter().map(|(name, sum)| (*name, sum / self.n as f64)).collect()
+        let mut means = BTreeMap::new();
+        for (name, value) in self.0.values().flatten() {
+            *means.entry(*name).or_default() += value;
+        }
+        means.values_mut().for_each(|sum| *sum /= self.0.len() as f64);
+        means
     }
 }
 
@@ -207,5 +208,25 @@ fn lift<const D: usize>(teacher: Tensor<D>, student: &Tensor<D>) -> Tensor<D> {
     match student.gradient_checkpointing_strategy() {
         Some(strategy) => Tensor::from_inner(teacher).with_gradient_checkpointing_strategy(strategy),
         None => teacher,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn means_do_not_follow_the_order_in_which_devices_finish() {
+        let means = |order: [usize; 3]| {
+            let mut means = TermMeans::default();
+            for index in order {
+                let value = Tensor::from_floats([[1e30, 3.0, -1e30][index]], &Device::flex());
+                means.add(index, &[Term { name: "logit_kl", weight: 1.0, value }]).unwrap();
+            }
+            means.means()["logit_kl"].to_bits()
+        };
+        assert_eq!(means([2, 0, 1]), means([0, 1, 2]));
     }
 }

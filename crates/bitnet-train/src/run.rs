@@ -40,6 +40,9 @@ const STATE: &str = "run.json";
 /// Sequences of one length, a micro-batch.
 type Sequences = Vec<Vec<u32>>;
 
+/// A micro-batch, and which of its step it is.
+type Numbered = (usize, Sequences);
+
 /// Numbers by their names.
 type Numbers = BTreeMap<&'static str, f64>;
 
@@ -291,9 +294,9 @@ impl Run {
         };
         let means = Arc::new(Mutex::new(TermMeans::default()));
         let (sums, asked) = (means.clone(), distillation.clone());
-        let loss = move |model: &CausalLm, batch: &Sequences| {
+        let loss = move |model: &CausalLm, (index, batch): &Numbered| {
             let terms = asked.terms(model, batch)?;
-            sums.lock().unwrap_or_else(PoisonError::into_inner).add(&terms)?;
+            sums.lock().unwrap_or_else(PoisonError::into_inner).add(*index, &terms)?;
             Ok(total(&terms))
         };
         let values = || means.lock().unwrap_or_else(PoisonError::into_inner).means();
@@ -310,6 +313,7 @@ impl Run {
         &mut self,
         loss: impl Fn(&CausalLm, &Sequences) -> Result<Tensor<1>, TrainError> + Send + Sync + 'static,
     ) -> Result<StepReport, TrainError> {
+        let loss = move |model: &CausalLm, (_, batch): &Numbered| loss(model, batch);
         self.stopped(|run| run.try_step(Arc::new(loss), BTreeMap::new, |_, _| Ok(BTreeMap::new())))
     }
 
@@ -324,7 +328,7 @@ impl Run {
     /// A step whose log has the values of `terms`, and their gradients' norms where it is evaluated.
     fn try_step(
         &mut self,
-        loss: Loss<CausalLm, Sequences>,
+        loss: Loss<CausalLm, Numbered>,
         terms: impl FnOnce() -> Numbers,
         norms: impl FnOnce(&Self, &Sequences) -> Result<Numbers, TrainError>,
     ) -> Result<StepReport, TrainError> {
@@ -336,9 +340,10 @@ impl Run {
         self.device.seed(self.config.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         let micro_batch = self.config.batch.micro_batch;
         let first = step * self.config.windows_per_step();
-        let batches = (0..self.config.batch.accumulation as u64)
-            .map(|i| self.train.batch(self.config.seed, first + i * micro_batch as u64, micro_batch))
-            .collect::<Result<Vec<_>, _>>()?;
+        let batches = (0..self.config.batch.accumulation).map(|i| {
+            Ok((i, self.train.batch(self.config.seed, first + (i * micro_batch) as u64, micro_batch)?))
+        });
+        let batches = batches.collect::<Result<Vec<Numbered>, TrainError>>()?;
         let steps = step + 1;
         let due = |every: u64| steps.is_multiple_of(every) || steps >= self.config.train.steps;
         let (evaluation_due, mut snapshot_due) =
@@ -355,7 +360,7 @@ impl Run {
             let codes = self.code_shares(&codes_before)?;
             drop(codes_before);
             let perplexity = self.evaluate()?.perplexity;
-            let grad_norms = norms(self, &batches[0])?;
+            let grad_norms = norms(self, &batches[0].1)?;
             let activations = self.activations()?;
             self.log.write(&EvaluationLine { step, perplexity, grad_norms, codes, activations })?;
             if perplexity.is_finite() && self.state.best.is_none_or(|best| perplexity < best.perplexity) {
