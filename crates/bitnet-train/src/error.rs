@@ -126,6 +126,14 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The checkpoint of the best evaluation cannot be written.
+    #[error("{source}: that was the best evaluation's; the model of the last step is in `{}`", model.display())]
+    Best {
+        /// The trained checkpoint, which is written.
+        model: PathBuf,
+        /// What is wrong with the snapshot.
+        source: Box<TrainError>,
+    },
     /// All snapshots of a run are damaged.
     #[error("every snapshot in `{}` is damaged: remove the folder to begin again", path.display())]
     NoGoodSnapshot {

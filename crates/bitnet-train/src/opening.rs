@@ -121,7 +121,7 @@ pub(crate) fn distillation(
     let path = config.out.join("teacher.safetensors");
     let of = Sha256::digest(format!("{:?}, {data}", distill.teacher));
     let of: String = of.iter().map(|byte| format!("{byte:02x}")).collect();
-    // One of another teacher or other data is from a run that never had a snapshot.
+    // One of another teacher or other data is from a run that never had a snapshot: else it has been refused by now.
     if !TeacherLogits::open(&path).is_ok_and(|kept| kept.of() == of) {
         let teacher = teacher()?;
         check_vocabulary(student, teacher.config().vocab_size)?;

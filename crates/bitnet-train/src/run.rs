@@ -186,9 +186,24 @@ impl Run {
         let data = tokens.fingerprint()?;
         let (train, held_out) = FileWindows::new(tokens, config.data.window)?.split(config.data.held_out)?;
         let data = format!("{data}, {} sequences", train.len());
+        // Before anything is written: what another run left stays.
+        let snapshots = Snapshots::open(config.out.join("snapshots"), config.snapshots.keep)?;
+        let newest = snapshots.newest(|warning| opening(Opening::Warning(warning)))?;
+        let found: Option<(RunState, PathBuf)> = match newest {
+            Some(folder) => Some((read_json(&folder.join(STATE))?, folder)),
+            None => None,
+        };
+        if let Some((state, _)) = found.as_ref().filter(|(state, _)| state.data != data) {
+            return Err(other_run(config, "data", &state.data, data));
+        }
         checkpoint.model.batch(&[train.get(0)?])?; // suits the model's positions
         let dense = config.distill.as_ref().map(|_| checkpoint.model.clone());
         let (mut checkpoint, report) = converted(checkpoint, config, &train)?;
+        let salient = salient_columns(&checkpoint.model);
+        if let Some((state, _)) = found.as_ref().filter(|(state, _)| state.salient != salient) {
+            let [found, expected] = [&state.salient, &salient].map(|columns| format!("{columns:?}"));
+            return Err(other_run(config, "salient columns", found, expected));
+        }
         let distillation = match (&config.distill, dense) {
             (Some(distill), Some(dense)) => {
                 let source = report.is_some().then_some(dense);
@@ -210,7 +225,6 @@ impl Run {
             write_json(&config.out.join("conversion.json"), &report.tensors)?;
         }
 
-        let snapshots = Snapshots::open(config.out.join("snapshots"), config.snapshots.keep)?;
         let skeleton = checkpoint.config.model().init(&device)?; // drawn when it is used, which is never
         let mut model = std::mem::replace(&mut checkpoint.model, skeleton);
         if config.model.trainable == Trainable::SubNorms {
@@ -218,29 +232,13 @@ impl Run {
         }
         refuse_frozen(&model, config.model.trainable)?;
         let first_codes = codes(&model)?;
-        let salient = salient_columns(&model);
-        let found = snapshots.newest(
-            |warning| opening(Opening::Warning(warning)),
-            |folder| {
-                let state: RunState = read_json(&folder.join(STATE))?;
-                Ok((Trainer::load(model.clone(), &config.train, folder)?, state))
-            },
-        )?;
         let (trainer, state) = match found {
-            Some((trainer, state)) => (trainer, state),
+            Some((state, folder)) => (Trainer::load(model, &config.train, &folder)?, state),
             None => {
-                let state =
-                    RunState { best: None, mean_loss: None, data: data.clone(), salient: salient.clone() };
+                let state = RunState { best: None, mean_loss: None, data, salient };
                 (Trainer::new(model, &config.train)?, state)
             }
         };
-        if state.data != data {
-            return Err(other_run(config, "data", state.data, data));
-        }
-        if state.salient != salient {
-            let [found, expected] = [&state.salient, &salient].map(|columns| format!("{columns:?}"));
-            return Err(other_run(config, "salient columns", found, expected));
-        }
         let steps = trainer.steps_taken();
         let log = MetricsLog::resume(config.out.join("metrics.jsonl"), steps)?;
         Ok(Self {
@@ -475,7 +473,8 @@ impl Run {
     /// Returns the path of `model`.
     ///
     /// # Errors
-    /// Those of [`save`](bitnet_convert::save), and [`TrainError::Snapshot`] where the best snapshot is gone.
+    /// Those of [`save`](bitnet_convert::save), and [`TrainError::Best`] where the best snapshot is damaged or gone; `model` is
+    /// written then.
     pub fn finish(self) -> Result<PathBuf, TrainError> {
         let Self { config, checkpoint, trainer, snapshots, state, .. } = self;
         let checkpoint = checkpoint.with_type(WeightType::F32);
@@ -487,7 +486,10 @@ impl Run {
         }
         let best = state.best.filter(|best| best.steps != last);
         if let Some(best) = best.filter(|_| !config.out.join("best").exists()) {
-            let best = Trainer::load(model, &config.train, &snapshots.path(best.steps))?;
+            let best =
+                snapshots.whole(best.steps).and_then(|best| Trainer::load(model, &config.train, &best));
+            let best =
+                best.map_err(|source| TrainError::Best { model: folder.clone(), source: Box::new(source) })?;
             save(&checkpoint.with_model(best.into_model()), config.out.join("best"))?;
         }
         Ok(folder)

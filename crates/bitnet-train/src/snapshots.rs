@@ -40,9 +40,17 @@ impl Snapshots {
         Ok(snapshots)
     }
 
-    /// The folder of the snapshot after so many steps.
-    pub fn path(&self, steps: u64) -> PathBuf {
+    fn path(&self, steps: u64) -> PathBuf {
         self.folder.join(format!("step-{steps:08}"))
+    }
+
+    /// The folder of the snapshot after so many steps, every file of which has its hash.
+    ///
+    /// # Errors
+    /// [`TrainError::Snapshot`] where it is damaged, or there is none.
+    pub fn whole(&self, steps: u64) -> Result<PathBuf, TrainError> {
+        let folder = self.path(steps);
+        check(&folder).map(|()| folder)
     }
 
     /// The snapshots that there are, by their steps, the oldest first. They may be damaged.
@@ -102,20 +110,16 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Reads the newest snapshot that is whole with `load`; `None` where there is no snapshot at all. `warn` hears of
-    /// each damaged one that is passed over.
+    /// The folder of the newest snapshot that is [`whole`](Self::whole); `None` where there is no snapshot at all. `warn`
+    /// hears of each damaged one that is passed over.
     ///
     /// # Errors
-    /// [`TrainError::NoGoodSnapshot`] where all are damaged, and the errors of `load`.
-    pub fn newest<T>(
-        &self,
-        mut warn: impl FnMut(&str),
-        load: impl FnOnce(&Path) -> Result<T, TrainError>,
-    ) -> Result<Option<T>, TrainError> {
+    /// [`TrainError::NoGoodSnapshot`] where all are damaged.
+    pub fn newest(&self, mut warn: impl FnMut(&str)) -> Result<Option<PathBuf>, TrainError> {
         let all = self.list()?;
         for &steps in all.iter().rev() {
-            match check(&self.path(steps)) {
-                Ok(()) => return load(&self.path(steps)).map(Some),
+            match self.whole(steps) {
+                Ok(folder) => return Ok(Some(folder)),
                 Err(error) => warn(&format!("{error}: the one before is used")),
             }
         }
@@ -186,11 +190,9 @@ mod tests {
 
     fn newest(snapshots: &Snapshots) -> (Result<Option<String>, TrainError>, Vec<String>) {
         let mut warnings = Vec::new();
-        let found = snapshots.newest(
-            |warning| warnings.push(warning.to_owned()),
-            |folder| Ok(fs::read_to_string(folder.join("a")).unwrap()),
-        );
-        (found, warnings)
+        let found = snapshots.newest(|warning| warnings.push(warning.to_owned()));
+        let read = |folder: PathBuf| fs::read_to_string(folder.join("a")).unwrap();
+        (found.map(|found| found.map(read)), warnings)
     }
 
     #[test]

@@ -250,6 +250,35 @@ fn several_devices_are_one() {
     assert!(matches!(error, TrainError::NoDevice(_)), "{error}");
 }
 
+/// A best snapshot that is damaged after the run went on is no checkpoint, but the trained one is written.
+#[test]
+fn a_damaged_best_snapshot_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), "micro_batch = 2");
+    config.train.learning_rate = 0.01;
+    config.train.lr_decay = LrDecay::Constant;
+    let mut run = open(&config);
+    while !run.is_done() {
+        let factor = if run.steps_taken() < 4 { 1.0 } else { -1.0 };
+        run.step_with(move |model, batch| Ok(next_token_loss(model, batch)? * factor)).unwrap();
+    }
+    assert_eq!(run.best().unwrap().steps, 4, "the last two steps made it worse");
+    let file = folder.path().join("run/snapshots/step-00000004/model.bpk");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    let error = run.finish().unwrap_err();
+    assert!(matches!(error, TrainError::Best { .. }), "{error}");
+    assert!(error.to_string().contains("model.bpk is damaged"), "{error}");
+    let written = |name: &str| folder.path().join("run").join(name).exists();
+    assert!(written("model") && !written("best"));
+    bytes[middle] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    open(&config).finish().unwrap();
+    assert!(written("best"));
+}
+
 /// What the student is compared with begins at nothing and grows with λ: that is no explosion.
 #[test]
 fn a_loss_that_begins_at_nothing_may_grow() {
@@ -280,14 +309,24 @@ fn what_a_run_cannot_go_on_with_is_refused() {
     let mut config = config(folder.path(), "micro_batch = 1");
     config.data.source =
         bitnet_text::TokenSource::Tokens { path: folder.path().join("tokens"), tensor: "tokens".into() };
+    config.distill = Some(toml::from_str("logit_kl = { top_k = 4 }").unwrap());
     let mut run = open(&config);
     run.step().unwrap();
     run.step().unwrap();
     drop(run);
+    let files = || {
+        let names = ["config.toml", "conversion.json", "teacher.safetensors", "metrics.jsonl"];
+        names.map(|name| std::fs::read(folder.path().join("run").join(name)).unwrap())
+    };
+    let before = files();
     tokens(11);
     let error = Run::open(&config, &config.model.source, |_| ()).map(|_| ()).unwrap_err();
     assert!(matches!(&error, TrainError::OtherRun { field, .. } if field == "data"), "{error}");
+    assert!(files() == before, "the run is as it was");
+    tokens(7);
+    assert_eq!(open(&config).steps_taken(), 2);
 
+    config.distill = None;
     config.out = folder.path().join("other");
     config.model.trainable = Trainable::SubNorms;
     config.model.policy.sub_norm = bitnet_convert::Placement::None;
