@@ -8,7 +8,7 @@ use bitnet_convert::{
     Checkpoint, ConversionReport, ConvertError, LoadOptions, auto_convert, check_tokenizer,
     convert_calibrated, is_bitnet, load,
 };
-use bitnet_layers::{Form, Outliers, for_each_slot};
+use bitnet_layers::{Form, LowRank, Outliers, for_each_slot};
 use bitnet_model::CausalLm;
 use bitnet_text::{FileWindows, TokenFile, TokenSource, Tokenizer};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -233,6 +233,25 @@ pub(crate) fn refuse_packed(model: &CausalLm) -> Result<(), TrainError> {
         found: "a packed model".into(),
         expected: "one with latent weights, which alone can be trained".into(),
     })
+}
+
+/// Dropout is drawn in no fixed order on several devices: a resumed run would be another one.
+pub(crate) fn refuse_dropout(model: &CausalLm, more_devices: &[String]) -> Result<(), TrainError> {
+    let mut found = None;
+    for_each_slot(model, |path, slot| {
+        let dropout = slot.low_rank.as_ref().map_or(0.0, LowRank::dropout);
+        if dropout > 0.0 {
+            found = Some(format!("{more_devices:?}, with dropout {dropout} in `{path}`"));
+        }
+    });
+    match found.filter(|_| !more_devices.is_empty()) {
+        Some(found) => Err(TrainError::Config {
+            field: "more_devices",
+            found,
+            expected: "none, or a model without dropout, which several devices cannot draw again".into(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The tokens of a run's data, each of which the model knows. `source` is the model's folder, `progress` hears how many

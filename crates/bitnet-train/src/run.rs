@@ -18,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use crate::distill::{Term, TermMeans, total};
 use crate::files::{read_json, write_json, write_text};
 use crate::opening::{
-    Codes, OnlySubNorms, Opening, codes, converted, distillation, lock, other_run, refuse_frozen,
-    refuse_other, refuse_packed, salient_columns, teacher, tokens,
+    Codes, OnlySubNorms, Opening, codes, converted, distillation, lock, other_run, refuse_dropout,
+    refuse_frozen, refuse_other, refuse_packed, salient_columns, teacher, tokens,
 };
+use crate::working::check_bf16;
 use crate::{
-    Distillation, Evaluation, Loss, MetricsLog, Replicas, RunConfig, Snapshots, StepReport, TrainError,
-    Trainable, Trainer, evaluate, next_token_loss,
+    Distillation, Evaluation, Loss, MetricsLog, Precision, Replicas, RunConfig, Snapshots, StepReport,
+    TrainError, Trainable, Trainer, evaluate, next_token_loss,
 };
 
 /// How strongly a step's loss moves the mean that an explosion is measured against.
@@ -156,7 +157,8 @@ impl Run {
     ///
     /// # Errors
     /// - those of [`RunConfig::validate`], [`TrainError::NoDevice`], [`TrainError::Convert`], [`TrainError::Text`]
-    /// - [`TrainError::Config`] for a packed model, which cannot be trained
+    /// - [`TrainError::Config`] for a packed model, which cannot be trained, for dropout on several devices, and for bf16 on a
+    ///   device that does not compute in it
     /// - [`TrainError::InUse`], and [`TrainError::OtherRun`] where the folder's run has other settings or data
     /// - [`TrainError::NoGoodSnapshot`], [`TrainError::Snapshot`], [`TrainError::Write`]
     pub fn open(
@@ -170,6 +172,9 @@ impl Run {
         for more in &config.more_devices {
             devices.push(bitnet_quant::device(more)?);
         }
+        if config.train.precision == Precision::Bf16 {
+            check_bf16(&devices)?;
+        }
         let replicas = (devices.len() > 1).then(|| Replicas::new(&devices)).transpose()?;
         let lock = lock(&config.out)?;
         let begun = config.out.join("config.toml");
@@ -180,6 +185,7 @@ impl Run {
         let loading = |done, total| opening(Opening::Loading(done, total));
         let checkpoint = Tensors::open(source, &LoadOptions::default())?.load_watched(&device, loading)?;
         refuse_packed(&checkpoint.model)?;
+        refuse_dropout(&checkpoint.model, &config.more_devices)?;
         let tokens = tokens(&config.data, source, &checkpoint.model, &mut |done, total| {
             opening(Opening::Tokenizing(done, total));
         })?;

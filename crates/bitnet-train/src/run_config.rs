@@ -41,7 +41,8 @@ pub struct RunConfig {
     /// own choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Devices that compute micro-batches beside that one, each on a copy of the model; none if it is left out.
+    /// Devices that compute micro-batches beside that one, each on a copy of the model, which has no dropout; none if it is
+    /// left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_devices: Vec<String>,
     /// A loss above this many times the moving mean of the steps before ends the run. 3 if it is left out.

@@ -17,7 +17,7 @@ use crate::files::{read_json, write_json};
 use crate::loss::read;
 use crate::optimizer::ModuleAdamW;
 use crate::replicas::{Pass, Passed, Replicas};
-use crate::working::{InOrder, Lowered, gradients, without_bf16};
+use crate::working::{InOrder, Lowered, check_bf16, gradients};
 use crate::{Precision, TrainConfig, TrainError};
 
 /// What one optimizer step did.
@@ -87,10 +87,8 @@ impl<M: Module + Slots> Trainer<M> {
         config.validate()?;
         let warmup = config.lambda.init()?;
         let mut model = model.train().map(&mut InOrder { checkpointing: config.gradient_checkpointing });
-        if let (Precision::Bf16, Some(device)) = (config.precision, without_bf16(&model)) {
-            let found = format!("bf16 on {device:?}");
-            let expected = "f32, the device does not compute in bf16".into();
-            return Err(TrainError::Config { field: "precision", found, expected });
+        if config.precision == Precision::Bf16 {
+            check_bf16(&model.devices())?;
         }
         set_lambda(&mut model, Some(warmup.lambda()));
         Ok(Self {

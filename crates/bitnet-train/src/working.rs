@@ -4,6 +4,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
 
+use crate::TrainError;
+
 /// Lays every parameter out in the order of its axes, as one that was loaded lies and as each update leaves it. A
 /// converted weight may be a transposed view of the dense one, and sums over it would run in another order.
 ///
@@ -72,9 +74,16 @@ impl ModuleMapper for Lowered {
     }
 }
 
-/// A device of the model that does not compute in bf16, if there is one.
-pub(crate) fn without_bf16(model: &impl Module) -> Option<Device> {
-    model.devices().into_iter().find(|device| !device.clone().inner().supports_dtype(DType::BF16))
+/// Refuses a device that does not compute in bf16.
+pub(crate) fn check_bf16(devices: &[Device]) -> Result<(), TrainError> {
+    match devices.iter().find(|&device| !device.clone().inner().supports_dtype(DType::BF16)) {
+        Some(device) => Err(TrainError::Config {
+            field: "precision",
+            found: format!("bf16 on {device:?}"),
+            expected: "f32, the device does not compute in bf16".into(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The gradients of a loss, in f32.

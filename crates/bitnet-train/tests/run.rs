@@ -250,6 +250,33 @@ fn several_devices_are_one() {
     assert!(matches!(error, TrainError::NoDevice(_)), "{error}");
 }
 
+/// What several devices cannot do is refused; one device of the same kind goes on.
+#[test]
+fn several_devices_neither_drop_nor_compute_in_what_one_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), "micro_batch = 1, accumulation = 2");
+    let flex = burn::tensor::Device::flex();
+    let source = bitnet_convert::load(&config.model.source, &flex, &Default::default()).unwrap();
+    let lora = bitnet_lrc::LoraConfig { dropout: 0.25, ..Default::default() };
+    let (model, _) = bitnet_lrc::add_lora(source.model.clone(), &lora).unwrap();
+    config.model.source = folder.path().join("lora").to_string_lossy().into_owned();
+    bitnet_convert::save(&source.with_model(model), &config.model.source).unwrap();
+    drop(open(&config));
+    config.more_devices = vec!["flex".into()];
+    let error = Run::open(&config, &config.model.source, |_| ()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, TrainError::Config { field: "more_devices", .. }), "{error}");
+    assert!(error.to_string().contains("dropout 0.25 in `"), "{error}");
+
+    config.train.precision = Precision::Bf16;
+    config.more_devices = vec!["ndarray".into()];
+    if bitnet_quant::device("ndarray").is_ok() {
+        let error = Run::open(&config, &config.model.source, |opening| panic!("{opening:?}"));
+        let error = error.map(|_| ()).unwrap_err();
+        assert!(matches!(error, TrainError::Config { field: "precision", .. }), "{error}");
+        assert!(error.to_string().contains("NdArray"), "{error}");
+    }
+}
+
 /// A best snapshot that is damaged after the run went on is no checkpoint, but the trained one is written.
 #[test]
 fn a_damaged_best_snapshot_is_named() {
