@@ -158,6 +158,27 @@ pub enum CompressError {
         /// The target.
         path: PathBuf,
     },
+    /// The source lies in the folder in which the target is built, which is cleared.
+    #[error("`{}` is inside of `{}`, where the target is built: move it out of there", path.display(), folder.display())]
+    SourceInUnfinished {
+        /// The source.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A run in the other mode was not finished.
+    #[error(
+        "`{}` holds an unfinished run in mode `{found}`, this one is in mode `{expected}`: finish that one, or remove \
+         the folder", path.display()
+    )]
+    OtherMode {
+        /// The folder in which the target is built.
+        path: PathBuf,
+        /// The mode of the run that was not finished.
+        found: String,
+        /// The mode of this run.
+        expected: &'static str,
+    },
     /// Another process writes to the same target.
     #[error("another process is writing `{}`", path.display())]
     Busy {
@@ -227,6 +248,6 @@ pub enum CompressError {
 impl CompressError {
     /// Whether the same run may succeed later, from where it is.
     pub(crate) fn may_pass(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Busy { .. })
+        matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Busy { .. } | Self::OtherMode { .. })
     }
 }

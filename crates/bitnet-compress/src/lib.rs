@@ -47,6 +47,7 @@ mod plan;
 mod report;
 mod source;
 mod stats;
+mod unfinished;
 mod verify;
 mod write;
 
@@ -63,3 +64,4 @@ pub use plan::{Plan, STATS, Stage, compress, is_inside};
 pub use stats::{
     FileStats, Form, Stats, Sums, TensorStats, TernaryStats, Totals, Verification, relative_error, shares,
 };
+pub use unfinished::{LOCK, check_outside, lock, unfinished};

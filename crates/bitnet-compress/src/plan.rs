@@ -14,6 +14,7 @@ use crate::manifest::{self, Done, Manifest, Sums};
 use crate::page::{self, PAGE};
 use crate::source::{Source, write_error};
 use crate::stats::{Stats, Verification};
+use crate::unfinished::{LOCK, check_outside, lock, unfinished};
 use crate::verify;
 use crate::write::{self, Out, PackedOut, Weight};
 use crate::{CompressError, Options, disk};
@@ -67,12 +68,16 @@ impl Plan {
     pub fn new(source: &Path, target: &Path, options: &Options) -> Result<Self, CompressError> {
         options.validate()?;
         let target = target.to_owned();
-        if target.is_file() || target.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        if target.file_name().is_none()
+            || target.is_file()
+            || target.read_dir().is_ok_and(|mut entries| entries.next().is_some())
+        {
             return Err(CompressError::Exists { path: target });
         }
         if is_inside(&target, source) {
             return Err(CompressError::InsideSource { path: target });
         }
+        check_outside(source, &unfinished(&target))?;
         let source = Source::open(source)?;
         let decisions = decide(&source, options)?;
         if !decisions.iter().any(|(decision, _)| matches!(decision, Decision::Ternarized(_))) {
@@ -81,7 +86,7 @@ impl Plan {
         let dense = layout::dense(&source, options);
         let packed = options.packed.then(|| layout::packed(&source, &decisions, options)).transpose()?;
         let plan = Self { source, target, options: options.clone(), decisions, dense, packed };
-        let needed = plan.bytes().saturating_sub(disk::taken(&plan.unfinished()?));
+        let needed = plan.bytes().saturating_sub(disk::taken(&unfinished(&plan.target)));
         match disk::free(&plan.target) {
             Some(free) if free < needed => {
                 Err(CompressError::Space { path: plan.target.clone(), needed, free })
@@ -105,13 +110,6 @@ impl Plan {
         files + self.source.companions.iter().map(|(_, bytes)| bytes).sum::<u64>()
     }
 
-    /// Where the target is built: a hidden folder beside it, whose name does not change, so that it is found again.
-    fn unfinished(&self) -> Result<PathBuf, CompressError> {
-        let name =
-            self.target.file_name().ok_or_else(|| CompressError::Exists { path: self.target.clone() })?;
-        Ok(self.target.with_file_name(format!(".{}.partial", name.to_string_lossy())))
-    }
-
     pub(crate) fn files(&self) -> impl Iterator<Item = &OutFile> {
         self.dense.files.iter().chain(self.packed.iter().flat_map(|packed| &packed.files))
     }
@@ -119,14 +117,14 @@ impl Plan {
     /// Writes the artifacts, reads them again, and gives the target its name.
     ///
     /// A run that was killed is resumed behind the last tensor that it finished, if source and options are the same;
-    /// else the unfinished folder is begun anew. What is written is the same in all cases. `progress` gets the stage,
-    /// and the bytes of the source that are done, and all.
+    /// else the unfinished folder is begun anew, unless the other mode began it. What is written is the same in all cases.
+    /// `progress` gets the stage, and the bytes of the source that are done, and all.
     ///
     /// # Errors
     /// [`CompressError::NotFinite`] and [`CompressError::Range`] for weights, [`CompressError::Verification`] for
     /// artifacts that are not what was meant, and failures of the disk.
     pub fn run(&self, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Stats, CompressError> {
-        let folder = self.unfinished()?;
+        let folder = unfinished(&self.target);
         let result = self.build(&folder, progress);
         if result.as_ref().is_err_and(|error| !error.may_pass()) {
             // Whoever tries again gets the same error, or must not go on with what is wrong.
@@ -141,7 +139,7 @@ impl Plan {
         progress: &mut dyn FnMut(Stage, u64, u64),
     ) -> Result<Stats, CompressError> {
         let write = write_error(folder);
-        fs::create_dir_all(folder).map_err(&write)?;
+        let _lock = lock(folder, "tensors")?;
         let fingerprint =
             json!([env!("CARGO_PKG_VERSION"), self.source.fingerprint(), self.options]).to_string();
         let (mut manifest, known) = Manifest::open(folder, &fingerprint)?;
@@ -156,8 +154,8 @@ impl Plan {
                 self.open_files(folder, false)?
             }
             _ => {
-                // The lock stays: it is the manifest's own.
-                remove_all_but(folder, manifest::NAME).map_err(&write)?;
+                // These two are open.
+                remove_all_but(folder, [LOCK, manifest::NAME]).map_err(&write)?;
                 let files = self.open_files(folder, true)?;
                 manifest.begin(&fingerprint)?;
                 files
@@ -202,7 +200,9 @@ impl Plan {
             file.sync_all().map_err(write_error(&folder.join(&out.path)))?;
         }
         self.source.check_unchanged()?;
-        fs::remove_file(folder.join(manifest::NAME)).map_err(&write)?;
+        for name in [manifest::NAME, LOCK] {
+            fs::remove_file(folder.join(name)).map_err(&write)?;
+        }
         let rename = write_error(&self.target);
         if self.target.is_dir() {
             fs::remove_dir(&self.target).map_err(&rename)?;
@@ -326,12 +326,12 @@ pub fn is_inside(target: &Path, source: &Path) -> bool {
     existing.zip(folder.ok()).is_some_and(|(target, source)| target.starts_with(source))
 }
 
-fn remove_all_but(folder: &Path, name: &str) -> std::io::Result<()> {
+fn remove_all_but(folder: &Path, names: [&str; 2]) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
-        } else if entry.file_name() != name {
+        } else if !names.iter().any(|name| entry.file_name() == *name) {
             fs::remove_file(entry.path())?;
         }
     }

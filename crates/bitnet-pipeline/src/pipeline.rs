@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_compress::{CompressError, Headers, STATS, free, headers, is_inside, taken};
+use bitnet_compress::{
+    CompressError, Headers, STATS, check_outside, free, headers, is_inside, taken, unfinished,
+};
 use bitnet_convert::{
     Checkpoint, ConvertError, HfConfig, LoadOptions, Tensors, check_policy, is_bitnet_folder,
 };
@@ -118,6 +120,7 @@ impl Pipeline {
         if is_inside(&target, &source) {
             return Err(CompressError::InsideSource { path: target }.into());
         }
+        check_outside(&source, &unfinished(&target))?;
         if is_bitnet_folder(&source)? {
             return Err(ConvertError::AlreadyBitNet { folder: source }.into());
         }
@@ -130,7 +133,7 @@ impl Pipeline {
         let headers = headers(&source)?;
         let pipeline =
             Self { source, target, config: config.clone(), data, headers, slots, device, device_name };
-        let needed = pipeline.bytes().saturating_sub(taken(&Work::folder(&pipeline.target)));
+        let needed = pipeline.bytes().saturating_sub(taken(&unfinished(&pipeline.target)));
         match free(&pipeline.target) {
             Some(free) if free < needed => {
                 Err(CompressError::Space { path: pipeline.target, needed, free }.into())

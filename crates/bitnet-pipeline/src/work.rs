@@ -1,11 +1,10 @@
 //! The folder that a run works in: results and manifests of stages, locked while a process is at it.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use bitnet_compress::CompressError;
+use bitnet_compress::{LOCK, lock, unfinished};
 use bitnet_convert::Unfinished;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +12,6 @@ use serde::de::DeserializeOwned;
 use crate::{PipelineError, Stage};
 
 const RUN: &str = "run.sha256";
-const LOCK: &str = "lock";
 
 /// An open folder.
 pub(crate) struct Work {
@@ -22,34 +20,12 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// Where a target is worked on: hidden beside it, under a name that does not change, so that it is found again.
-    pub(crate) fn folder(target: &Path) -> PathBuf {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        target.with_file_name(format!(".{name}.partial"))
-    }
-
     /// Opens or makes the folder. What another source or other settings left in it is removed, and so is what a killed
-    /// process was writing.
+    /// process was writing; what the other mode left is not.
     pub(crate) fn open(target: &Path, fingerprint: &str) -> Result<Self, PipelineError> {
-        let folder = Self::folder(target);
-        fs::create_dir_all(&folder).map_err(write_error(&folder))?;
-        let path = folder.join(LOCK);
-        let file = File::create(&path).map_err(write_error(&path))?;
-        let mut locked = file.try_lock();
-        for _ in 0..20 {
-            // A child that another thread starts holds the lock too, until it has begun its own program.
-            if !matches!(locked, Err(TryLockError::WouldBlock)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-            locked = file.try_lock();
-        }
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(CompressError::Busy { path: folder }.into()),
-            Err(TryLockError::Error(source)) => return Err(write_error(&path)(source)),
-        }
-        let work = Self { folder, _lock: file };
+        let folder = unfinished(target);
+        let lock = lock(&folder, "model")?;
+        let work = Self { folder, _lock: lock };
         let same = fs::read_to_string(work.path(RUN)).is_ok_and(|found| found == fingerprint);
         work.remove(|name| name != LOCK && (!same || name.contains(".partial-")))?;
         if !same {
@@ -60,7 +36,7 @@ impl Work {
 
     /// Whether a folder is all that a run left that was killed after it gave the target its name.
     pub(crate) fn is_left_over(target: &Path) -> bool {
-        let folder = Self::folder(target);
+        let folder = unfinished(target);
         let verified = folder.join(format!("{}.json", Stage::Verify.name())).exists();
         let empty = folder.read_dir().is_ok_and(|mut entries| entries.next().is_none());
         empty || (verified && !folder.join(crate::write::DENSE).exists())

@@ -1,11 +1,12 @@
 //! What cannot be compressed, and that nothing is written then.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use bitnet_compress::CompressError;
+use bitnet_compress::{CompressError, Options, compress};
 use bitnet_convert::ConvertError;
-use bitnet_pipeline::{Mode, Pipeline, PipelineError, choose};
+use bitnet_pipeline::{Mode, Pipeline, PipelineError, Stage, choose};
 
 use crate::shared::tree;
 use crate::support::*;
@@ -68,7 +69,7 @@ fn targets_that_cannot_be() {
     assert!(matches!(exists, PipelineError::Compress(CompressError::Exists { .. })), "{exists}");
     // Root may write into read-only folders; nobody can below a file.
     let below = new(work.path("tokens").join("target")).unwrap().run(&mut |_| ()).unwrap_err();
-    assert!(matches!(below, PipelineError::Write { .. }), "{below}");
+    assert!(matches!(below, PipelineError::Compress(CompressError::Write { .. })), "{below}");
 }
 
 #[test]
@@ -86,6 +87,47 @@ fn a_target_is_worked_on_by_one_process() {
         .unwrap();
     let second = second.unwrap();
     assert!(matches!(second, PipelineError::Compress(CompressError::Busy { .. })), "{second}");
+}
+
+#[test]
+fn what_the_other_mode_left_is_not_touched() {
+    let work = Work::new("llama_tied");
+    let partial = work.path(".target.partial");
+    let tensors = |source: PathBuf, last: bool| {
+        compress(&source, &work.target(), &Options::default(), &mut |_, _, _| assert!(!last, "killed"))
+    };
+    assert!(catch_unwind(AssertUnwindSafe(|| tensors(work.source(), true))).is_err());
+    let before = tree(&partial);
+    assert!(before.contains_key("model.safetensors"));
+    let error = work.run("").unwrap_err();
+    let PipelineError::Compress(CompressError::OtherMode { path, found, .. }) = error else {
+        panic!("{error}")
+    };
+    assert_eq!((path, found.as_str()), (partial.clone(), "tensors"));
+    assert!(tree(&partial) == before);
+    fs::remove_dir_all(&partial).unwrap();
+
+    let pipeline = Pipeline::new(work.source(), work.target(), &work.config("")).unwrap();
+    pipeline.run_stage(Stage::Validate, &mut |_| ()).unwrap();
+    let before = tree(&partial);
+    let error = tensors(work.source(), false).unwrap_err();
+    assert!(matches!(&error, CompressError::OtherMode { found, .. } if found == "model"), "{error}");
+    assert!(tree(&partial) == before);
+
+    // Nor is a source there.
+    let source = partial.join("source");
+    fs::rename(work.source(), &source).unwrap();
+    let before = tree(&partial);
+    for error in [
+        tensors(source.clone(), false).unwrap_err(),
+        match Pipeline::new(&source, work.target(), &work.config("")) {
+            Err(PipelineError::Compress(error)) => error,
+            other => panic!("{:?}", other.err()),
+        },
+    ] {
+        assert!(matches!(error, CompressError::SourceInUnfinished { .. }), "{error}");
+    }
+    assert!(tree(&partial) == before);
 }
 
 #[test]
