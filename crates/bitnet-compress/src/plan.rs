@@ -116,9 +116,9 @@ impl Plan {
 
     /// Writes the artifacts, reads them again, and gives the target its name.
     ///
-    /// A run that was killed is resumed behind the last tensor that it finished, if source and options are the same;
-    /// else the unfinished folder is begun anew, unless the other mode began it. What is written is the same in all cases.
-    /// `progress` gets the stage, and the bytes of the source that are done, and all.
+    /// A run that was killed is resumed behind the last tensor that it finished, if source, options and decisions are the
+    /// same; else the unfinished folder is begun anew, unless the other mode began it. What is written is the same in all
+    /// cases. `progress` gets the stage, and the bytes of the source that are done, and all.
     ///
     /// # Errors
     /// [`CompressError::NotFinite`] and [`CompressError::Range`] for weights, [`CompressError::Verification`] for
@@ -140,8 +140,10 @@ impl Plan {
     ) -> Result<Stats, CompressError> {
         let write = write_error(folder);
         let _lock = lock(folder, "tensors")?;
+        // config.json has a say in the decisions.
         let fingerprint =
-            json!([env!("CARGO_PKG_VERSION"), self.source.fingerprint(), self.options]).to_string();
+            json!([env!("CARGO_PKG_VERSION"), self.source.fingerprint(), self.options, self.decisions])
+                .to_string();
         let (mut manifest, known) = Manifest::open(folder, &fingerprint)?;
         let mut sums: Vec<Option<Option<Sums>>> = vec![None; self.decisions.len()];
         let files = match known {

@@ -153,3 +153,18 @@ fn another_source_or_other_options_begin_anew() {
     run(&source, &target, &options()).unwrap();
     assert_eq!(tree(&target), expected(&options()));
 }
+
+/// A matrix with a row for each token is a table, and only the config says how many tokens there are.
+#[test]
+fn another_config_begins_anew() {
+    let mut all = blocks(3, 64);
+    all.extend((0..3).map(|i| given(&format!("model.layers.{i}.odd.weight"), Dtype::F32, &[48, 64])));
+    let (_work, source, target) = checkpoint(&all, "{}");
+    crash(&source, &target, &options(), Stage::Write, 9);
+    fs::write(source.join("config.json"), r#"{"vocab_size": 48}"#).unwrap();
+    let stats = run(&source, &target, &options()).unwrap();
+    assert_eq!(because(&stats, "model.layers.0.odd.weight"), "Left(TableShape)");
+    let fresh = target.with_file_name("fresh");
+    run(&source, &fresh, &options()).unwrap();
+    assert!(tree(&target) == tree(&fresh));
+}
