@@ -243,6 +243,10 @@ fn find_index(folder: &Path) -> Result<Option<(String, Value)>, CompressError> {
             return Err(wrong(format!("`weight_map.{tensor}` is {file}, expected a file name")));
         }
     }
+    // `total_size` is written there.
+    if !(index["metadata"].is_null() || index["metadata"].is_object()) {
+        return Err(wrong("`metadata` is no object".into()));
+    }
     Ok(Some((name, index)))
 }
 

@@ -167,6 +167,8 @@ fn sources_without_weights_or_with_wrong_indexes_are_named() {
         (r#"{"weight_map": 3}"#, "`weight_map` is no object"),
         (r#"{"weight_map": {"a": "model.safetensors"}}"#, "tensor `a` is missing"),
         (r#"{"weight_map": {"a": "absent.safetensors"}}"#, "absent.safetensors"),
+        (r#"{"weight_map": {}, "metadata": []}"#, "`metadata` is no object"),
+        (r#"{"weight_map": {}, "metadata": "none"}"#, "`metadata` is no object"),
         ("{", "model.safetensors.index.json"),
     ] {
         fs::write(&index, text).unwrap();
