@@ -11,14 +11,14 @@ use serde_json::Value;
 
 use crate::page::PAGE;
 use crate::plan::STATS;
-use crate::{CompressError, at, manifest};
+use crate::{CompressError, at};
 
 /// Headers beyond this are refused, as by the safetensors crate.
 const MAX_HEADER: u64 = 100_000_000;
 /// Other files of this size are copied.
 const MAX_COMPANION: u64 = 256 << 20;
 /// What is written beside the tensors: a file of that name in the source is another's.
-const RESERVED: [&str; 3] = [STATS, PAGE, manifest::NAME];
+const RESERVED: [&str; 2] = [STATS, PAGE];
 /// Files of weights in forms that would contradict the new ones.
 const WEIGHTS: [&str; 12] =
     ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "npz", "tflite", "ot"];
@@ -183,16 +183,16 @@ impl Source {
                     continue;
                 }
             };
-            if at_top && RESERVED.contains(&text.as_str()) {
-                self.skipped.push(text);
+            if at_top && (self.files.iter().any(|file| file.name == text) || self.is_index(&text)) {
                 continue;
             }
-            if at_top && (self.files.iter().any(|file| file.name == text) || self.is_index(&text)) {
+            if text.starts_with('.') || (at_top && RESERVED.contains(&text.as_str())) {
+                self.skipped.push(path.to_string_lossy().into_owned());
                 continue;
             }
             let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
             let is_weights = WEIGHTS.contains(&extension.as_str()) || text.ends_with(".index.json");
-            if metadata.is_dir() && !text.starts_with('.') {
+            if metadata.is_dir() {
                 self.find_companions(&path)?;
             } else if metadata.is_file() && !is_weights && metadata.len() <= MAX_COMPANION {
                 self.companions.push((path, metadata.len()));
@@ -270,7 +270,7 @@ fn names_ending(folder: &Path, end: &str) -> Result<Vec<String>, CompressError> 
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(read_error(folder))? {
         let name = entry.map_err(read_error(folder))?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(end) {
+        if name.ends_with(end) && !name.starts_with('.') {
             names.push(name);
         }
     }

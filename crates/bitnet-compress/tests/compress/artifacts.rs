@@ -148,9 +148,11 @@ fn other_files_and_shards_are_carried_over() {
     }
     let index = serde_json::json!({ "metadata": { "total_size": 1, "kept": true }, "weight_map": map });
     fs::write(source.join("model.safetensors.index.json"), index.to_string()).unwrap();
-    for name in ["config.json", "tokenizer.json", "1_Pooling/config.json", "modeling.py", ".cache/x"] {
+    for name in ["config.json", "tokenizer.json", "1_Pooling/config.json", "modeling.py", ".cache/x", ".env"]
+    {
         fs::write(source.join(name), format!("{{\"name\": \"{name}\"}}")).unwrap();
     }
+    fs::write(source.join("1_Pooling/.gitattributes"), "hidden").unwrap();
     fs::write(source.join("pytorch_model.bin"), "dense weights that would contradict").unwrap();
     // Names that are written here, and links that lead nowhere or back.
     for name in ["report.html", ".progress.jsonl"] {
@@ -172,10 +174,22 @@ fn other_files_and_shards_are_carried_over() {
     ] {
         assert_eq!(old[name], new[name], "{name}");
     }
-    let skipped = [".cache", ".progress.jsonl", "loop", "nowhere", "pytorch_model.bin", "report.html"];
+    let skipped = [
+        ".cache",
+        ".env",
+        ".progress.jsonl",
+        "1_Pooling/.gitattributes",
+        "loop",
+        "nowhere",
+        "pytorch_model.bin",
+        "report.html",
+    ];
     assert_eq!(stats.skipped, skipped);
     assert_ne!(old["report.html"], new["report.html"]);
-    assert!(!new.contains_key("pytorch_model.bin") && !new.contains_key(".cache/x"));
+    assert!(
+        !new.contains_key("pytorch_model.bin")
+            && !new.keys().any(|name| name.contains("/.") || name.starts_with('.'))
+    );
     for i in 1..=2 {
         let name = format!("model-0000{i}-of-00002.safetensors");
         let file = |tree: &std::collections::BTreeMap<String, Vec<u8>>| SafeTensorsNames::of(&tree[&name]);
