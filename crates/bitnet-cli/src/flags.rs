@@ -25,8 +25,8 @@ const DEFAULT_DEVICE: &str = if cfg!(feature = "flex") {
 ///
 /// A model is a folder as Hugging Face's transformers writes it: config.json, safetensors files,
 /// tokenizer files. Wherever a command takes SRC, that is such a folder, a GGUF file (not for
-/// convert), or the id of a model on the hub, org/name or org/name@revision, which is fetched into
-/// the hub's ordinary cache:
+/// convert and compress), or the id of a model on the hub, org/name or org/name@revision, which is
+/// fetched into the hub's ordinary cache:
 ///
 ///   HF_HOME, HF_HUB_CACHE   where the cache is (default: ~/.cache/huggingface)
 ///   HF_HUB_OFFLINE=1        use the cache alone

@@ -40,6 +40,12 @@ pub enum CompressError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A GGUF file: only safetensors are compressed.
+    #[error("`{}` is a GGUF file, expected a safetensors file or a folder with some", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+    },
     /// A JSON file does not say what it should.
     #[error("`{}`: {reason}", path.display())]
     Json {

@@ -110,6 +110,9 @@ impl Source {
         }
         let mut length = [0; 8];
         at::read(&file, &mut length, 0).map_err(&read)?;
+        if length.starts_with(b"GGUF") {
+            return Err(CompressError::Gguf { path: path.clone() });
+        }
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length + 8 > bytes {
             return Err(damaged(format!("its header claims {length} bytes, the file has {bytes}")));

@@ -161,6 +161,10 @@ fn sources_without_weights_or_with_wrong_indexes_are_named() {
     fs::create_dir(&empty).unwrap();
     assert!(matches!(refused(&empty, &target, &default), CompressError::NoWeights { .. }));
     assert!(matches!(run(&work.path().join("absent"), &target, &default), Err(CompressError::Read { .. })));
+    let gguf = work.path().join("model.gguf");
+    fs::write(&gguf, b"GGUF\x03\0\0\0").unwrap();
+    let error = run(&gguf, &target, &default).unwrap_err();
+    assert!(matches!(&error, CompressError::Gguf { path } if *path == gguf), "{error}");
     let index = source.join("model.safetensors.index.json");
     for (text, expected) in [
         (r#"{"weight_map": {"a": "../model.safetensors"}}"#, "expected a file name"),
