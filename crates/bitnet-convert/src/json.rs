@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::unfinished::restore;
 use crate::{ConvertError, Unfinished};
 
 pub(crate) fn read_json(path: &Path) -> Result<Value, ConvertError> {
@@ -32,16 +33,15 @@ pub(crate) fn write_folder<T>(
     let unfinished = beside(folder)?;
     fs::create_dir(unfinished.path()).map_err(write)?;
     let value = fill(unfinished.path())?;
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(write)?;
-    }
-    unfinished.finish().map_err(write)?;
+    if overwrite { unfinished.replace() } else { unfinished.finish() }.map_err(write)?;
     Ok(value)
 }
 
-/// Refuses a folder that holds something already, unless it is to be replaced.
+/// Refuses a folder that holds something already, unless it is to be replaced. First, what a process that was killed put
+/// aside comes back or goes.
 pub(crate) fn refuse_full(folder: &Path, overwrite: bool) -> Result<(), ConvertError> {
     let write = |source| ConvertError::Write { path: folder.into(), source };
+    restore(folder).map_err(write)?;
     if folder.exists() && !overwrite && fs::read_dir(folder).map_err(write)?.next().is_some() {
         return Err(ConvertError::Exists { path: folder.into() });
     }

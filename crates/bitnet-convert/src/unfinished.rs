@@ -62,6 +62,49 @@ impl Unfinished {
         }
         fs::rename(&self.path, &self.target)
     }
+
+    /// [`finish`](Self::finish), in place of a folder that holds something: that one is put aside, and removed only when
+    /// the new one has its name. What a process that was killed meanwhile put aside, [`restore`] finds.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed; it is removed then, and the old folder has its name.
+    pub(crate) fn replace(self) -> io::Result<()> {
+        if !self.target.is_dir() {
+            return self.finish();
+        }
+        let aside = aside(&self.target);
+        {
+            // Whoever removes what is not finished waits: between the two renames nothing has the name.
+            let mut open = open();
+            fs::rename(&self.target, &aside)?;
+            if let Err(error) = fs::rename(&self.path, &self.target) {
+                fs::rename(&aside, &self.target)?;
+                return Err(error);
+            }
+            open.insert(aside.clone());
+        }
+        // What is left of it goes the next time.
+        let _ = remove(&aside);
+        open().remove(&aside);
+        Ok(())
+    }
+}
+
+/// Gives what [`Unfinished::replace`] put aside its name again, where the process was killed before the new one had it;
+/// else removes what is left of it.
+pub(crate) fn restore(target: &Path) -> io::Result<()> {
+    let aside = aside(target);
+    match (aside.is_dir(), target.exists()) {
+        (true, false) => fs::rename(&aside, target),
+        (true, true) => fs::remove_dir_all(&aside),
+        (false, _) => Ok(()),
+    }
+}
+
+/// Where an old folder is while the new one gets its name: always the same place, so that it is found again.
+fn aside(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.replaced"))
 }
 
 impl Drop for Unfinished {
@@ -129,6 +172,50 @@ mod tests {
             assert_eq!(unfinished.finish().is_ok(), old.is_none());
         }
         assert_eq!((names(&target), names(folder.path())), (vec!["a".to_owned()], vec!["out".to_owned()]));
+    }
+
+    fn filled(target: &Path, name: &str) -> Unfinished {
+        let unfinished = Unfinished::beside(target).unwrap();
+        fs::create_dir(unfinished.path()).unwrap();
+        fs::write(unfinished.path().join(name), "").unwrap();
+        unfinished
+    }
+
+    #[test]
+    fn an_old_folder_goes_when_the_new_one_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        for name in ["a", "b"] {
+            filled(&target, name).replace().unwrap();
+            assert_eq!(
+                (names(&target), names(folder.path())),
+                (vec![name.to_owned()], vec!["out".to_owned()])
+            );
+        }
+        // Nothing was written: the old one stays.
+        assert!(Unfinished::beside(&target).unwrap().replace().is_err());
+        assert_eq!(names(&target), ["b"]);
+        // Nor is a file replaced by a folder.
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(filled(&file, "a").replace().is_err());
+        assert_eq!(names(folder.path()), ["file", "out"]);
+    }
+
+    #[test]
+    fn what_a_killed_process_put_aside_comes_back_or_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        restore(&target).unwrap();
+        assert!(!target.exists());
+        // Killed between the two renames, and after the second.
+        for found in ["old", "new"] {
+            fs::create_dir(aside(&target)).unwrap();
+            fs::write(aside(&target).join("old"), "").unwrap();
+            restore(&target).unwrap();
+            assert_eq!((names(&target), names(folder.path())), (vec![found.into()], vec!["out".into()]));
+            filled(&target, "new").replace().unwrap();
+        }
     }
 
     #[test]
