@@ -127,6 +127,15 @@ fn latent_weights_of_a_bitnet_folder() {
     let found = look(&target);
     assert!(found.quantization.as_ref().is_some_and(|words| words.contains("SubLN Output")), "{found:?}");
     assert_eq!((total(&found, Role::Projection, Form::Latent).0, found.problems), (12, vec![]));
+
+    for group in [0, 3, 1 << 20] {
+        edit_config(&target, |config| {
+            config["bitnet_arch"]["quantization"]["weight"] = json!({ "group": group })
+        });
+        let found = look(&target);
+        assert_eq!(kinds(&found), [ProblemKind::Config], "{group}");
+        assert!(messages(&found, ProblemKind::Config).contains(&group.to_string()), "{:?}", found.problems);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bitnet_format::{HfScale, hf};
+use bitnet_quant::check_granularity;
 use bitnet_text::Tokenizer;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
@@ -69,6 +70,7 @@ pub(super) fn folder(folder: &Path) -> Result<Inspection, ConvertError> {
                 None
             }
         });
+        expected.iter().for_each(|expected| look_at_granularity(&mut found, expected));
         list_tensors(&mut found, shards, expected.as_ref());
         report_scales(&mut found, shards, claimed);
     }
@@ -131,6 +133,20 @@ fn claim(raw: &Map<String, Value>) -> Option<String> {
 fn expected(config: &HfConfig, shards: &Shards) -> Result<BTreeMap<String, Entry>, ConvertError> {
     check_depth(config, shards)?;
     Ok(entries_of(config)?.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
+}
+
+/// Looks whether what shares a scale fits the weights; the first that it does not fit stands for all.
+fn look_at_granularity(found: &mut Inspection, expected: &BTreeMap<String, Entry>) {
+    let misfit = expected.values().find_map(|entry| {
+        let (Content::Latent(granularity) | Content::Packed(granularity)) = entry.content else {
+            return None;
+        };
+        let error = check_granularity(granularity, entry.matrix_shape().ok()?).err()?;
+        Some(format!("tensor `{}`: {error}", entry.name))
+    });
+    if let Some(message) = misfit {
+        found.problem(ProblemKind::Config, message);
+    }
 }
 
 /// What a parameter of the model is for.
