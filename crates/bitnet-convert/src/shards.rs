@@ -10,6 +10,7 @@ use bitnet_format::{HfScale, TernaryMatrix, WeightScale, hf};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::folder::{FLOATS, packed_shape, scale_name};
@@ -102,6 +103,8 @@ impl WeightType {
 pub struct Layout {
     /// File name and type per tensor.
     tensors: BTreeMap<String, (String, WeightType)>,
+    /// The strings of each file's header.
+    strings: BTreeMap<String, BTreeMap<String, String>>,
     /// The type of tensors that have no place yet.
     new_type: Option<WeightType>,
 }
@@ -110,7 +113,7 @@ impl Layout {
     /// One file with tensors of these types.
     pub(crate) fn of_one_file(types: impl Iterator<Item = (String, WeightType)>) -> Self {
         let tensors = types.map(|(name, weight_type)| (name, (SINGLE.to_owned(), weight_type))).collect();
-        Self { tensors, new_type: None }
+        Self { tensors, ..Self::default() }
     }
 
     /// The same files with every tensor in one type.
@@ -120,6 +123,14 @@ impl Layout {
         }
         self.new_type = Some(weight_type);
         self
+    }
+
+    /// What the header of a file says beside its tensors: what the source's does, and, unless that says otherwise, that
+    /// they stand as PyTorch has them, which transformers asks for.
+    fn strings(&self, file: &str) -> BTreeMap<String, String> {
+        let mut strings = self.strings.get(file).cloned().unwrap_or_default();
+        strings.entry("format".into()).or_insert_with(|| "pt".into());
+        strings
     }
 
     /// File and type for a tensor: its own, else those of the tensor with the longest common name, so that a new
@@ -273,11 +284,14 @@ impl Shards {
 
     pub(crate) fn layout(&self) -> Layout {
         let tensors = self.tensors.iter().filter_map(|(name, &shard)| {
-            let file = self.shards[shard].file.path().file_name()?.to_string_lossy().into_owned();
             let weight_type = WeightType::of(self.shards[shard].header.info(name)?.dtype)?;
-            Some((name.clone(), (file, weight_type)))
+            Some((name.clone(), (self.shards[shard].file_name()?, weight_type)))
         });
-        Layout { tensors: tensors.collect(), new_type: None }
+        let strings = self.shards.iter().filter_map(|shard| {
+            let strings = shard.header.metadata().clone()?;
+            Some((shard.file_name()?, strings.into_iter().collect()))
+        });
+        Layout { tensors: tensors.collect(), strings: strings.collect(), new_type: None }
     }
 
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
@@ -298,6 +312,10 @@ impl Shard {
             return Err(unsound(format!("{found} bytes of tensors, the header implies {expected}")));
         }
         Ok(Self { file, start, header })
+    }
+
+    fn file_name(&self) -> Option<String> {
+        Some(self.file.path().file_name()?.to_string_lossy().into_owned())
     }
 
     /// Where a tensor's bytes stand in the file.
@@ -340,7 +358,7 @@ pub(crate) fn write_shards(
     let mut total_size = 0;
     let single = files.keys().all(|file| *file == SINGLE);
     for (file, outputs) in files {
-        let mut writer = ShardWriter::create(&folder.join(file), &outputs)?;
+        let mut writer = ShardWriter::create(&folder.join(file), &outputs, &layout.strings(file))?;
         for output in &outputs {
             output.write(source, &mut writer)?;
             progress.advance(output.entry);
@@ -434,6 +452,15 @@ fn ternary_of(source: &dyn Source, weight: &Entry) -> Result<(TernaryMatrix, Wei
     }
 }
 
+/// A file's header, with its strings in order: those of [`Metadata`] are in another one each time.
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__")]
+    strings: &'a BTreeMap<String, String>,
+    #[serde(flatten)]
+    tensors: Metadata,
+}
+
 /// A safetensors file in the making: its header first, then its tensors in any order.
 struct ShardWriter {
     path: PathBuf,
@@ -443,7 +470,11 @@ struct ShardWriter {
 }
 
 impl ShardWriter {
-    fn create(path: &Path, outputs: &[Output]) -> Result<Self, ConvertError> {
+    fn create(
+        path: &Path,
+        outputs: &[Output],
+        strings: &BTreeMap<String, String>,
+    ) -> Result<Self, ConvertError> {
         let write = |source| ConvertError::Write { path: path.into(), source };
         let mut tensors: Vec<_> = outputs.iter().flat_map(Output::tensors).collect();
         // Wide types first, so that every tensor is aligned.
@@ -455,8 +486,8 @@ impl ShardWriter {
             infos.push((name, TensorInfo { dtype, shape, data_offsets: (end, end + len) }));
             end += len;
         }
-        let format = Some([("format".to_owned(), "pt".to_owned())].into());
-        let header = Metadata::new(format, infos).map_err(|error| write(std::io::Error::other(error)))?;
+        let tensors = Metadata::new(None, infos).map_err(|error| write(std::io::Error::other(error)))?;
+        let header = Header { strings, tensors };
         let mut header = serde_json::to_vec(&header).map_err(|error| write(error.into()))?;
         header.resize(header.len().next_multiple_of(size_of::<u64>()), b' ');
         let mut file = File::create(path).map_err(write)?;

@@ -1,6 +1,6 @@
 //! What stands in a target.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use bitnet_convert::{LoadOptions, Placement, Policy, WeightType, convert, load, 
 use bitnet_model::CausalLm;
 use bitnet_pipeline::Pipeline;
 use burn::tensor::Device;
-use safetensors::Dtype;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::shared::tree;
 use crate::support::*;
@@ -158,6 +158,38 @@ fn latent_weights_can_be_trained_on_and_exports_hold_the_same_codes() {
     let read = bitnet_convert::Tensors::open(&gguf, &LoadOptions::default()).unwrap();
     let c = logits(&read.load(&Device::flex()).unwrap().model);
     assert_eq!(c.len(), a.len());
+}
+
+/// The strings of a file's header.
+fn strings(path: &Path) -> Option<HashMap<String, String>> {
+    SafeTensors::read_metadata(&fs::read(path).unwrap()).unwrap().1.metadata().clone()
+}
+
+#[test]
+fn the_strings_of_headers_are_carried_over_in_the_same_bytes() {
+    for name in ["llama_tied", "llama_sharded"] {
+        let work = Work::new(name);
+        let files = names(&work.source()).into_iter().filter(|name| name.ends_with(".safetensors"));
+        let files: Vec<String> = files.collect();
+        for file in &files {
+            let path = work.source().join(file);
+            let bytes = fs::read(&path).unwrap();
+            let found = SafeTensors::deserialize(&bytes).unwrap();
+            let mut given = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+            given.extend((0..8).map(|i| (format!("key {i}"), format!("{file} {i}"))));
+            let views: Vec<_> = found.tensors();
+            fs::write(&path, safetensors::serialize(views, Some(given)).unwrap()).unwrap();
+        }
+        work.run(SHORT).unwrap();
+        for file in &files {
+            let expected = strings(&work.source().join(file)).unwrap();
+            assert_eq!(expected.len(), 9);
+            assert_eq!(strings(&work.target().join(file)), Some(expected), "{file}");
+        }
+        let again = work.path("again");
+        Pipeline::new(work.source(), &again, &work.config(SHORT)).unwrap().run(&mut |_| ()).unwrap();
+        assert!(tree(&again) == tree(&work.target()), "{name}");
+    }
 }
 
 /// Eight tokens more than the model was made with, and as many rows.
