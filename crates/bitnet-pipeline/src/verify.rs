@@ -272,20 +272,23 @@ fn same_logits(
     let tokens = bitnet.model.batch(&[&window])?;
     let expected = values("the head", dense.forward(tokens.clone()))?;
     let found = values("the head", weights_alone.forward(tokens))?;
-    let largest = expected.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-    let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
-    // NaN counts as a difference.
-    let difference = differences.fold(0.0, |found: f32, next| if found >= next { found } else { next });
+    let largest_logit = largest(expected.iter().map(|value| value.abs()));
+    let difference = largest(expected.iter().zip(&found).map(|(a, b)| (a - b).abs()));
     // Plain weights are the same numbers on both sides; others are rounded in the dense folder alone.
     let share = if plain { 1e-3 } else { 10.0 * epsilon(coarsest).max(1e-4) };
-    let allowed = f64::from(share * largest.max(1.0));
+    let allowed = f64::from(share * largest_logit.max(1.0));
     let difference = f64::from(difference);
     if difference.is_nan() || difference > allowed {
         let what = "logits of packed and dense weights".into();
         return Err(PipelineError::Differs { artifact: DENSE, what, found: difference, expected: allowed });
     }
-    let largest_logit = f64::from(largest);
+    let largest_logit = f64::from(largest_logit);
     Ok(Checks { tokens: window.len(), largest_logit, difference, allowed, exported_codes })
+}
+
+/// The largest of these, from 0; NaN if one is.
+fn largest(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(0.0, |found, next| if found.is_nan() || found >= next { found } else { next })
 }
 
 /// A slot whose inputs are neither normed nor quantized, with scales as the dense folder's type has them.
@@ -303,4 +306,18 @@ fn without_activations(path: &str, slot: &mut Projection, float: Float) -> Resul
     slot.set_packed(&rounded, ActivationQuant::Off)?;
     remove_additions(slot);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_is_never_lost() {
+        for values in [[f32::NAN, 1.0, 2.0], [1.0, f32::NAN, 2.0], [1.0, 2.0, f32::NAN]] {
+            assert!(largest(values.into_iter()).is_nan(), "{values:?}");
+        }
+        assert_eq!(largest([1.0, 3.0, 2.0].into_iter()), 3.0);
+        assert_eq!(largest([].into_iter()), 0.0);
+    }
 }
