@@ -122,6 +122,7 @@ impl Config {
             ("snapshots", self.snapshots != default.snapshots),
             ("verdict", self.verdict != default.verdict),
             ("seed", self.seed != default.seed),
+            ("device", self.device.is_some()),
         ]
         .into_iter()
         .find_map(|(name, given)| given.then_some(name))
@@ -163,6 +164,8 @@ mod tests {
         assert!(error.contains("`data` is nothing"), "{error}");
         let error = check(&format!("mode = 'tensors'\n{DATA}")).unwrap_err().to_string();
         assert!(error.contains("because `data` is given"), "{error}");
+        let error = check("mode = 'tensors'\ndevice = 'cuda'").unwrap_err().to_string();
+        assert!(error.contains("because `device` is given"), "{error}");
         let error = check(&format!("{model}train = {{ steps = 0 }}")).unwrap_err().to_string();
         assert!(error.contains("`steps` is 0"), "{error}");
         let error = check("rule = { threshold = -1.0 }").unwrap_err().to_string();

@@ -41,6 +41,10 @@ fn options_may_stand_in_a_file() {
         "{error}"
     );
     fs::write(&config, "dtype = 'bf16'\n").unwrap();
+    fs::write(&config, "mode = 'tensors'\ndevice = 'flex'\n").unwrap();
+    let device = bitnet!("compress", &small(), "x", "--config", &config).failed();
+    assert!(device.contains("because `device` is given"), "{device}");
+    fs::write(&config, "dtype = 'bf16'\n").unwrap();
     let twice = bitnet!("compress", &small(), "x", "--config", &config, "--dtype", "f16").failed();
     assert!(twice.contains("`dtype` is \"bf16\" in the file and \"f16\" as a flag"), "{twice}");
     let beside = work.path().join("beside");
