@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::CliError;
 
-/// Refuses to replace a folder that is no model, and the source by its own conversion: `--force` must not be able to
+/// Refuses to replace a folder that is no model and no adapter, and the source by its own conversion: `--force` must not be able to
 /// remove a home.
 pub(crate) fn check_replaceable(source: &Path, target: &Path) -> Result<(), CliError> {
     let refuse = |reason| Err(CliError::NotReplaced { path: target.into(), reason });
@@ -13,8 +13,9 @@ pub(crate) fn check_replaceable(source: &Path, target: &Path) -> Result<(), CliE
         return refuse("it is what is read");
     }
     let is_full = target.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-    if is_full && !target.join("config.json").is_file() {
-        return refuse("it is a folder without a model in it; remove it yourself");
+    let is_model = ["config.json", "adapter_config.json"].iter().any(|name| target.join(name).is_file());
+    if is_full && !is_model {
+        return refuse("it is a folder without a model or an adapter in it; remove it yourself");
     }
     Ok(())
 }
@@ -37,8 +38,12 @@ mod tests {
         assert!(check(&target).is_ok());
         fs::write(target.join("holiday.jpg"), "").unwrap();
         assert!(matches!(check(&target), Err(CliError::NotReplaced { .. })));
+        for config in ["adapter_config.json", "config.json"] {
+            fs::write(target.join(config), "{}").unwrap();
+            assert!(check(&target).is_ok());
+            fs::remove_file(target.join(config)).unwrap();
+        }
         fs::write(target.join("config.json"), "{}").unwrap();
-        assert!(check(&target).is_ok());
         assert!(check(&target.join("config.json")).is_ok());
         fs::write(source.join("config.json"), "{}").unwrap();
         assert!(matches!(check(&source), Err(CliError::NotReplaced { .. })));
