@@ -48,19 +48,26 @@ pub(crate) fn cross_entropy(logits: Tensor<3>, tokens: Tensor<2, Int>) -> Result
     Ok(CrossEntropyLossConfig::new().init(&logits.device()).forward(logits, targets))
 }
 
-/// `exp` of the mean cross-entropy over all windows, `batch_size` at a time, without gradients.
+/// A mean cross-entropy above counts as this one: its `exp`, about 1e304, is a number that JSON has. Infinity is none.
+const MAX_LOSS: f64 = 700.0;
+
+fn exp(loss: f64) -> f64 {
+    loss.min(MAX_LOSS).exp()
+}
+
+/// `exp` of the mean cross-entropy over all windows, `batch_size` at a time, without gradients; at most 1e304.
 ///
 /// # Errors
 /// Those of [`next_token_loss`]; [`TrainError::EvaluationNotFinite`] where the mean is not finite.
 pub fn perplexity(model: &CausalLm, windows: &TokenWindows, batch_size: usize) -> Result<f64, TrainError> {
     let all: Vec<&[u32]> = (0..windows.len()).filter_map(|i| windows.get(i)).collect();
-    mean_loss(model, all.chunks(batch_size.max(1)).map(Ok)).map(|(loss, _)| loss.exp())
+    mean_loss(model, all.chunks(batch_size.max(1)).map(Ok)).map(|(loss, _)| exp(loss))
 }
 
 /// What [`evaluate`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// `exp` of the mean cross-entropy.
+    /// `exp` of the mean cross-entropy, at most 1e304.
     pub perplexity: f64,
     /// Tokens of the windows.
     pub tokens: u64,
@@ -87,7 +94,7 @@ pub fn evaluate(
     let (loss, n_windows) = mean_loss(model, batches)?;
     let tokens = (n_windows * windows.window()) as u64;
     let tokens_per_second = tokens as f64 / start.elapsed().as_secs_f64();
-    Ok(Evaluation { perplexity: loss.exp(), tokens, tokens_per_second })
+    Ok(Evaluation { perplexity: exp(loss), tokens, tokens_per_second })
 }
 
 /// The mean cross-entropy over all windows of the batches, and their number.
@@ -115,4 +122,19 @@ fn mean_loss<B: AsRef<[S]>, S: AsRef<[u32]>>(
 pub(crate) fn read(tensor: Tensor<1>) -> Result<f64, TrainError> {
     let value = tensor.cast(DType::F32).try_into_scalar::<f32>();
     value.map(f64::from).map_err(|error| TrainError::Device(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_perplexity_is_a_number_of_json() {
+        assert_eq!(exp(2.0), 2f64.exp());
+        for loss in [MAX_LOSS, 710.0, 1e30, f64::MAX] {
+            let json = serde_json::to_string(&exp(loss)).unwrap();
+            let read: f64 = serde_json::from_str(&json).unwrap();
+            assert!((read / MAX_LOSS.exp() - 1.0).abs() < 1e-12, "{json}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What stands in a target.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -232,13 +232,6 @@ fn added_tokens_come_out_as_they_are() {
         let rows = logits(&model).len() / 12;
         assert_eq!(rows, 520, "a logit for every token");
     }
-}
-
-fn write(path: &Path, tensors: &BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>) {
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-    });
-    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 /// A fine-tuned model is stored in f32 while it is worked on; its artifacts have the source's types or those asked for.

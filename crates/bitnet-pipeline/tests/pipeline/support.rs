@@ -94,6 +94,14 @@ pub(crate) fn tensors(folder: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec
     found
 }
 
+/// A file with these tensors.
+pub(crate) fn write(path: &Path, tensors: &BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>) {
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
 /// Values of f32, f16 or bf16.
 pub(crate) fn floats(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16);

@@ -18,6 +18,24 @@ fn a_worse_model_is_no_success() {
     assert!(work.target().join("packed").is_dir(), "it is written all the same");
 }
 
+/// Logits so large that `exp` of the loss is beyond all numbers.
+#[test]
+fn a_perplexity_beyond_all_numbers_is_no_failure() {
+    let work = Work::new("llama_tied");
+    let path = work.source().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let mut all = tensors(&work.source());
+    let (_, _, gain) = all.get_mut("model.norm.weight").unwrap();
+    gain.as_chunks_mut::<4>().0.iter_mut().for_each(|b| *b = (f32::from_le_bytes(*b) * 1e6).to_le_bytes());
+    write(&path, &all);
+    assert_ne!(std::fs::read(&path).unwrap(), bytes);
+    let settings = format!("{TRAIN}\ntrain = {{ steps = 1 }}\nverdict = {{ max_ratio = 0.5 }}");
+    let report = work.run(&settings).unwrap();
+    let perplexity = report.model.perplexity;
+    assert!(perplexity.dense > 1e303 && perplexity.result > 1e303, "{perplexity:?}");
+    assert!(!report.model.verdict.success);
+}
+
 #[test]
 fn the_best_of_training_goes_on() {
     let work = Work::new("llama_tied");
