@@ -31,6 +31,9 @@ pub(crate) fn run(context: &mut Context) -> Result<(), PipelineError> {
     if let Some(distill) = &mut settings.distill {
         distill.teacher.get_or_insert_with(|| source.to_string_lossy().into_owned());
     }
+    // The run would refuse to go on where the folders that it names have other paths. That it is the same run says the
+    // work folder's own fingerprint.
+    context.work.clear("run/config.toml")?;
     let events = &mut *context.events;
     let mut run = Run::open(&settings, &folder, |opening| match opening {
         Opening::Loading(done, total) | Opening::Tokenizing(done, total) | Opening::Asking(done, total) => {

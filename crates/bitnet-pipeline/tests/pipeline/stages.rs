@@ -1,6 +1,8 @@
 //! Stages one by one.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use bitnet_pipeline::{Event, Pipeline, PipelineError, Stage};
 
@@ -77,6 +79,37 @@ fn other_settings_and_other_data_begin_anew() {
     let mut note = |event: Event| loaded |= event == Event::Stage { stage: Stage::Load, done: false };
     pipeline.run(&mut note).unwrap();
     assert!(loaded);
+}
+
+/// A run that is killed goes on under another name of the folder that it is in.
+#[test]
+fn training_goes_on_where_the_folder_was_renamed() {
+    let work = Work::new("llama_tied");
+    let tokens = Work::new("llama_tied");
+    let settings = "train = { steps = 4 }\ndistill = { logit_kl = { top_k = 8 } }\nbatch = { micro_batch = 2 }\n\
+        eval = { every = 2, windows = 2 }\nsnapshots = { every = 1 }\ncalibration = { windows = 4 }";
+    let config = tokens.config(settings);
+    let (before, after) = (work.path("before"), work.path("after"));
+    fs::create_dir(&before).unwrap();
+    fs::rename(work.source(), before.join("source")).unwrap();
+    let pipeline = |folder: &Path, target| Pipeline::new(folder.join("source"), folder.join(target), &config);
+    pipeline(&before, "whole").unwrap().run(&mut |_| ()).unwrap();
+
+    let killed = pipeline(&before, "target").unwrap();
+    let mut steps = 0;
+    let mut kill = |event: Event| {
+        steps += u32::from(matches!(event, Event::Step(_)));
+        assert!(steps < 3, "killed");
+    };
+    assert!(catch_unwind(AssertUnwindSafe(|| killed.run(&mut kill))).is_err());
+    fs::rename(&before, &after).unwrap();
+    let mut goes_on = false;
+    let mut note = |event: Event| {
+        goes_on |= matches!(event, Event::Note(note) if note == "training goes on after step 3");
+    };
+    pipeline(&after, "target").unwrap().run(&mut note).unwrap();
+    assert!(goes_on);
+    assert!(tree(&after.join("target")) == tree(&after.join("whole")));
 }
 
 #[test]
