@@ -46,7 +46,9 @@ pub(crate) fn run(context: &mut Context) -> Result<(), PipelineError> {
     }
     // Decided by steps and the best evaluation alone, so that a run that was killed ends at the same step.
     let exhausted = |run: &Run| match (config.patience, run.best()) {
-        (Some(patience), Some(best)) => run.steps_taken() >= best.steps + patience * config.eval.every,
+        (Some(patience), Some(best)) => {
+            run.steps_taken() >= patience.saturating_mul(config.eval.every).saturating_add(best.steps)
+        }
         _ => false,
     };
     while !run.is_done() && !exhausted(&run) {

@@ -28,6 +28,7 @@
 mod calibrate;
 mod config;
 mod convert;
+mod disk;
 mod error;
 mod fine_tune;
 mod mode;

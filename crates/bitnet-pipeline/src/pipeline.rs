@@ -21,7 +21,9 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Data;
 use crate::work::Work;
-use crate::{Config, PipelineError, Report, Stage, calibrate, convert, fine_tune, report, verify, write};
+use crate::{
+    Config, PipelineError, Report, Stage, calibrate, convert, disk, fine_tune, report, verify, write,
+};
 
 /// Windows that go through a model together in calibration.
 const BATCH: usize = 4;
@@ -133,7 +135,7 @@ impl Pipeline {
         let headers = headers(&source)?;
         let pipeline =
             Self { source, target, config: config.clone(), data, headers, slots, device, device_name };
-        let needed = pipeline.bytes().saturating_sub(taken(&unfinished(&pipeline.target)));
+        let needed = disk::bytes(&pipeline).saturating_sub(taken(&unfinished(&pipeline.target)));
         match free(&pipeline.target) {
             Some(free) if free < needed => {
                 Err(CompressError::Space { path: pipeline.target, needed, free }.into())
@@ -193,16 +195,6 @@ impl Pipeline {
         report::finish(context)
     }
 
-    /// Bytes that a run may need on the disk, at most.
-    fn bytes(&self) -> u64 {
-        let weights: u64 =
-            self.headers.tensors.iter().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
-        // Latent weights; weights and two moments in each snapshot, the last and the best model; the artifacts.
-        let snapshots = self.config.snapshots.keep as u64 + 2;
-        let training = if self.config.train.is_some() { 12 * snapshots + 8 } else { 0 };
-        weights * (4 + training + 4 + 4 + 4)
-    }
-
     /// What decides the result, as a hash.
     fn fingerprint(&self) -> Result<String, PipelineError> {
         let mut hash = Sha256::new();
@@ -246,7 +238,7 @@ impl<'a> Context<'a> {
         (self.events)(Event::Stage { stage, done: false });
         match stage {
             Stage::Validate => {
-                let (pipeline, bytes) = (self.pipeline, self.pipeline.bytes());
+                let (pipeline, bytes) = (self.pipeline, disk::bytes(self.pipeline));
                 let architecture = HfConfig::read(&pipeline.source)?.model_type().to_owned();
                 self.work.finish(stage, &Validated { architecture, slots: pipeline.slots.clone(), bytes })
             }

@@ -182,7 +182,18 @@ fn a_disk_that_is_too_small_is_found_before_anything_is_written() {
     fs::write(&weights, &new).unwrap();
     let file = fs::OpenOptions::new().write(true).open(&weights).unwrap();
     file.set_len(new.len() as u64 + rows * 64 * 2).unwrap();
-    let error = refused(&work, "train = { steps = 1 }\nsnapshots = { keep = 1000 }");
+    let error = refused(&work, "train = { steps = 1000 }\nsnapshots = { every = 1, keep = 1000 }");
     let PipelineError::Compress(CompressError::Space { needed, free, .. }) = error else { panic!("{error}") };
-    assert!(needed > free && needed > rows * 64 * 12, "{needed} {free}");
+    assert!(needed > free && needed > rows * 64 * 12 * 1000, "{needed} {free}");
+}
+
+/// Numbers beyond all disks and all times.
+#[test]
+fn more_snapshots_and_more_patience_than_there_are_steps_cost_nothing() {
+    let work = Work::new("llama_tied");
+    let report = work.run(
+        "train = { steps = 3 }\npatience = 9223372036854775807\nbatch = { micro_batch = 2 }\n\
+         eval = { every = 2, windows = 2 }\nsnapshots = { every = 1, keep = 9223372036854775807 }",
+    );
+    assert_eq!(report.unwrap().model.training.unwrap().steps, 3);
 }

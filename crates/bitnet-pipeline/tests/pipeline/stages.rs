@@ -112,6 +112,35 @@ fn training_goes_on_where_the_folder_was_renamed() {
     assert!(tree(&after.join("target")) == tree(&after.join("whole")));
 }
 
+/// What is said to be needed is never too little, and not several times too much.
+#[test]
+fn a_run_takes_no_more_of_the_disk_than_it_says() {
+    let train = "train = { steps = 5, learning_rate = 0.01 }\nbatch = { micro_batch = 2 }\n\
+        snapshots = { every = 1, keep = 1 }";
+    let all = "export = { latent = true, hf = 'online', gguf = 'f32' }";
+    let turned = "convert = { hadamard = true }\nlrc = { slots = [{ rank = 16 }] }";
+    for settings in [String::new(), all.into(), format!("{all}\n{train}"), format!("{turned}\n{train}")] {
+        let work = Work::new("llama_tied");
+        let settings =
+            format!("calibration = {{ windows = 4 }}\neval = {{ every = 2, windows = 2 }}\n{settings}");
+        let pipeline = Pipeline::new(work.source(), work.target(), &work.config(&settings)).unwrap();
+        let partial = work.path(".target.partial");
+        let size = || if partial.exists() { tree(&partial).values().map(Vec::len).sum() } else { 0 };
+        let (mut said, mut most) = (0, 0);
+        for stage in pipeline.stages() {
+            pipeline.run_stage(stage, &mut |_| most = most.max(size())).unwrap();
+            most = most.max(size());
+            if stage == Stage::Validate {
+                let json = fs::read(partial.join("validate.json")).unwrap();
+                let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+                said = json["bytes"].as_u64().unwrap() as usize;
+            }
+        }
+        eprintln!("{said} said, {most} found");
+        assert!(most <= said && said < 3 * most, "{settings}: {said} said, {most} found");
+    }
+}
+
 #[test]
 fn what_was_changed_on_the_disk_is_found() {
     let work = Work::new("llama_tied");
