@@ -44,8 +44,8 @@ pub(super) trait CubeOps: Backend {
 
     /// A weight's scales by absmean, as [`PackedWeight`](crate::PackedWeight) has them.
     #[fusion(dtype = w, shape = {
-        let [d_output, d_input] = w.shape.dims();
-        Shape::new(PackedLayout { d_output, d_input, granularity }.scales_shape())
+        let [d_output, d_input] = w.dims();
+        Shape::new(PackedLayout { d_output, d_input, granularity: *granularity }.scales_shape())
     })]
     fn absmean(w: FloatTensor<Self>, granularity: Granularity) -> FloatTensor<Self>;
 
