@@ -270,6 +270,7 @@ impl Config {
         let model = model.to_string_lossy().into_owned();
         RunConfig {
             more_devices: Vec::new(),
+            shard_optimizer: false,
             out: out.into(),
             seed: self.seed,
             device: Some(device.into()),

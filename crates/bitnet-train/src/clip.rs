@@ -47,7 +47,12 @@ impl ModuleVisitor for Squares<'_> {
             if n == 0 {
                 return;
             }
-            self.sums.push(square_sum(grad.cast(DType::F32).reshape([n])));
+            let sum = square_sum(grad.cast(DType::F32).reshape([n]));
+            // Gradients of a sharded optimizer are on several devices.
+            self.sums.push(match self.sums.first() {
+                Some(first) => sum.to_device(&first.device()),
+                None => sum,
+            });
         }
     }
 }

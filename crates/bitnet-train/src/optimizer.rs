@@ -7,7 +7,7 @@ use bitnet_quant::{AdamW, adamw};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, Optimizer};
 use burn::store::ModuleRecord;
-use burn::tensor::{GradientCheckpointingStrategy, Tensor};
+use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
 
 use crate::{Decay, TrainConfig, TrainError};
 
@@ -117,10 +117,23 @@ impl ModuleMapper for Step<'_> {
         let (shape, kind) = (tensor.dims(), Kind::of(&tensor));
         let n = shape.iter().product::<usize>();
         let moments = self.optimizer.moments.remove(&id);
-        let (value, moments) = self.updated(decays, tensor.inner().reshape([n]), grad.reshape([n]), moments);
+        // The update, and the moments for good, are where the gradient is; the parameter comes back.
+        let (value, there) = (tensor.inner().reshape([n]), grad.device());
+        let home = value.device();
+        let moments = moments.map(|Moments { updates, first, second }| Moments {
+            updates,
+            first: on(first, &there),
+            second: on(second, &there),
+        });
+        let (value, moments) = self.updated(decays, on(value, &there), grad.reshape([n]), moments);
         self.optimizer.moments.insert(id, moments);
-        Param::from_mapped_value(id, kind.restore(value.reshape(shape)), mapper)
+        Param::from_mapped_value(id, kind.restore(on(value, &home).reshape(shape)), mapper)
     }
+}
+
+/// The tensor on a device, the same handle if it is there already.
+fn on(tensor: Tensor<1>, device: &Device) -> Tensor<1> {
+    if tensor.device() == *device { tensor } else { tensor.to_device(device) }
 }
 
 impl Step<'_> {
@@ -240,5 +253,38 @@ impl ModuleVisitor for Collected {
         let tensor = param.val();
         let n = tensor.shape().num_elements();
         self.0.insert(param.id, tensor.reshape([n]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::LinearConfig;
+    use burn::tensor::Tolerance;
+
+    use super::*;
+
+    /// A gradient on another device is applied there: the moments stay, the parameter is back where it was.
+    #[test]
+    fn an_update_is_where_the_gradient_is() {
+        let home = Device::flex();
+        // Without a second kind of device, as outside of the workspace's tests, both are one.
+        let there = bitnet_quant::device("ndarray").unwrap_or(home.clone());
+        let model = LinearConfig::new(3, 2).with_bias(false).init(&home.clone().autodiff());
+        let gradient = Tensor::<2>::from_data([[1.0, -2.0], [3.0, 4.0], [0.5, -0.25]], &home);
+        let config: TrainConfig =
+            toml::from_str("steps = 2\nlambda = { schedule = 'linear', warmup_steps = 1 }").unwrap();
+        let run = |device: &Device| {
+            let (mut optimizer, mut model) = (ModuleAdamW::new(&config, &model), model.clone());
+            for _ in 0..2 {
+                let mut grads = GradientsParams::new();
+                grads.register(model.weight.id, gradient.clone().to_device(device));
+                model = optimizer.step(0.1, true, model, grads);
+            }
+            let moments = &optimizer.moments[&model.weight.id];
+            assert_eq!([moments.first.device(), moments.second.device()], [device.clone(), device.clone()]);
+            assert_eq!(model.weight.val().inner().device(), home);
+            model.weight.val().inner().into_data()
+        };
+        run(&there).assert_approx_eq::<f32>(&run(&home), Tolerance::relative(1e-6));
     }
 }

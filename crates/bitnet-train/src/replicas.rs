@@ -1,4 +1,4 @@
-//! Micro-batches on several devices, by Burn's strategy of data parallelism with the optimizer on one of them.
+//! Micro-batches on several devices, by Burn's strategies of data parallelism: the optimizer on one of them, or on all.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -6,9 +6,9 @@ use std::sync::mpsc::channel;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
-use burn::module::{Module, ModuleDisplay};
-use burn::optim::GradientsParams;
-use burn::tensor::Device;
+use burn::module::{Module, ModuleDisplay, ModuleVisitor, Param};
+use burn::optim::{GradientsParams, MultiGradientsParams};
+use burn::tensor::{Device, Tensor};
 use burn::train::train::MultiDevicesTrainStep;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
@@ -20,12 +20,14 @@ pub(crate) type Passed = Result<(f64, GradientsParams), TrainError>;
 /// Such a pass.
 pub(crate) type Pass<M> = Box<dyn FnOnce(&M) -> Passed + Send>;
 
-/// Devices that each compute some of a step's micro-batches, on copies of the model. The first has the optimizer.
+/// Devices that each compute some of a step's micro-batches, on copies of the model. The first has the model, and the
+/// optimizer's state unless that is [`sharded`](Self::sharded).
 ///
 /// Each is a thread of Burn's [`MultiDevicesTrainStep`], which copies the model to its device before every micro-batch.
 pub struct Replicas<M: Module + ModuleDisplay + 'static> {
     workers: MultiDevicesTrainStep<Replica<M>>,
     devices: Vec<Device>,
+    sharded: bool,
 }
 
 impl<M: Module + ModuleDisplay + 'static> Replicas<M> {
@@ -39,16 +41,19 @@ impl<M: Module + ModuleDisplay + 'static> Replicas<M> {
             return Err(TrainError::Config { field: "devices", found, expected });
         }
         let devices: Vec<Device> = devices.iter().map(|device| device.clone().autodiff()).collect();
-        Ok(Self { workers: MultiDevicesTrainStep::new(&devices), devices })
+        Ok(Self { workers: MultiDevicesTrainStep::new(&devices), devices, sharded: false })
     }
 
-    /// Runs all passes, as many at a time as there are devices, and brings the gradients to the first device. The results
-    /// are in the order of the passes.
-    pub(crate) fn run(
-        &self,
-        model: &M,
-        passes: Vec<Pass<M>>,
-    ) -> Result<Vec<(f64, GradientsParams)>, TrainError> {
+    /// Deals out the parameters' updates and the optimizer's state to the devices, by Burn's [`MultiGradientsParams`]. The
+    /// last bits of a sum then follow the number of devices.
+    pub fn sharded(self) -> Self {
+        Self { sharded: true, ..self }
+    }
+
+    /// Runs all passes, as many at a time as there are devices. The losses and gradients are sums of those on each device; of
+    /// [`sharded`](Self::sharded) ones there is one group per device, and otherwise one on the first device, with all passes in
+    /// their order.
+    pub(crate) fn run(&self, model: &M, passes: Vec<Pass<M>>) -> Result<Vec<Vec<Passed>>, TrainError> {
         let (results, received) = channel();
         let mut queues: Vec<Queue<M>> = self.devices.iter().map(|_| Queue(VecDeque::new())).collect();
         let n_queues = queues.len();
@@ -73,11 +78,37 @@ impl<M: Module + ModuleDisplay + 'static> Replicas<M> {
         }
         let mut passed: Vec<(usize, Passed)> = received.iter().collect();
         passed.sort_by_key(|(index, _)| *index);
-        let passed = passed.into_iter().map(|(_, passed)| {
+        if self.sharded {
+            let mut groups: Vec<Vec<Passed>> = self.devices.iter().map(|_| Vec::new()).collect();
+            passed.into_iter().for_each(|(index, passed)| groups[index % n_queues].push(passed));
+            return Ok(groups);
+        }
+        let on_first = passed.into_iter().map(|(_, passed)| {
             let (loss, grads) = passed?;
             Ok((loss, grads.to_device(&self.devices[0], &replica)))
         });
-        passed.collect()
+        Ok(vec![on_first.collect()])
+    }
+
+    /// One gradient per parameter, on the device that updates it, from the sums of each group that [`run`](Self::run) gave.
+    pub(crate) fn gathered(&self, model: &M, sums: Vec<GradientsParams>) -> GradientsParams {
+        let grads = sums.into_iter().zip(self.devices.iter().map(|device| device.clone().inner())).collect();
+        let mut gathered = Gathered { from: MultiGradientsParams { grads }, to: GradientsParams::new() };
+        model.visit(&mut gathered);
+        gathered.to
+    }
+}
+
+struct Gathered {
+    from: MultiGradientsParams,
+    to: GradientsParams,
+}
+
+impl ModuleVisitor for Gathered {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some((grad, _)) = self.from.remove::<D>(param.id) {
+            self.to.register(param.id, grad);
+        }
     }
 }
 

@@ -176,6 +176,10 @@ impl Run {
             check_bf16(&devices)?;
         }
         let replicas = (devices.len() > 1).then(|| Replicas::new(&devices)).transpose()?;
+        let replicas = match config.shard_optimizer {
+            true => replicas.map(Replicas::sharded),
+            false => replicas,
+        };
         let lock = lock(&config.out)?;
         let begun = config.out.join("config.toml");
         if begun.exists() {

@@ -45,6 +45,10 @@ pub struct RunConfig {
     /// left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_devices: Vec<String>,
+    /// Whether the optimizer's state is dealt out to all devices instead of lying on the first: with two, each has the moments
+    /// of half of the parameters. No if it is left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shard_optimizer: bool,
     /// A loss above this many times the moving mean of the steps before ends the run. 3 if it is left out.
     #[serde(default = "explosion")]
     pub explosion: f64,
@@ -248,6 +252,8 @@ impl RunConfig {
             format!("a multiple of the {n_devices} devices, among which micro-batches are dealt out");
         let even = batch.accumulation.is_multiple_of(n_devices);
         check("batch.accumulation", batch.accumulation, even, &expected)?;
+        let shards = !self.shard_optimizer || n_devices > 1;
+        check("shard_optimizer", self.shard_optimizer, shards, "false, or several devices: `more_devices`")?;
         check("eval.every", self.eval.every, self.eval.every > 0, "at least 1")?;
         check("eval.windows", self.eval.windows, self.eval.windows > 0, "at least 1")?;
         check("snapshots.every", self.snapshots.every, self.snapshots.every > 0, "at least 1")?;
@@ -268,7 +274,8 @@ impl RunConfig {
             let mut settings = BTreeMap::new();
             flatten("", toml::from_str::<Table>(&config.to_toml()?).unwrap_or_default(), &mut settings);
             settings.retain(|name, _| {
-                !(["out", "device", "more_devices", "explosion", "data.cache"].contains(&name.as_str())
+                !(["out", "device", "more_devices", "shard_optimizer", "explosion", "data.cache"]
+                    .contains(&name.as_str())
                     || name.starts_with("eval.")
                     || name.starts_with("snapshots."))
             });
@@ -361,6 +368,11 @@ mod tests {
             "`batch.accumulation` is 3: expected a multiple of the 2",
         );
         line(
+            &format!("shard_optimizer = true\n{SHORT}"),
+            1,
+            "`shard_optimizer` is true: expected false, or several",
+        );
+        line(
             &format!("{SHORT}\n[batch]\naccumulation = 4611686018427387904"),
             11,
             "at most 1048576 sequences in a step",
@@ -384,6 +396,7 @@ mod tests {
         other.out = "runs/b".into();
         other.device = Some("wgpu".into());
         other.more_devices = vec!["wgpu:1".into()];
+        other.shard_optimizer = true;
         other.data.cache = "elsewhere".into();
         other.eval.every = 7;
         other.snapshots.keep = 7;

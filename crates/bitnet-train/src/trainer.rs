@@ -139,9 +139,11 @@ impl<M: Module + Slots> Trainer<M> {
             let loss = loss.clone();
             Box::new(move |model: &M| pass(model, &batch, &*loss, n)) as Pass<M>
         });
-        let done = replicas.run(&self.working(), passes.collect())?;
-        let (loss, grads) = self.sum(done.into_iter().map(Ok))?;
-        self.update(loss, grads)
+        let groups = replicas.run(&self.working(), passes.collect())?;
+        let sums = groups.into_iter().map(|group| self.sum(group.into_iter()));
+        let (losses, grads): (Vec<f64>, Vec<_>) = sums.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let grads = replicas.gathered(self.model(), grads);
+        self.update(losses.iter().sum(), grads)
     }
 
     fn finite(&self, what: &'static str, found: f64) -> Result<f64, TrainError> {

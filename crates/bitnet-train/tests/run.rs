@@ -250,6 +250,40 @@ fn several_devices_are_one() {
     assert!(matches!(error, TrainError::NoDevice(_)), "{error}");
 }
 
+/// Gradients are added device by device then: other last bits, from which AdamW and rounding make a little more. A run may
+/// begin and stop sharding.
+#[test]
+fn a_sharded_optimizer_takes_the_same_steps() {
+    let reports = |phases: &[(&str, bool)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "micro_batch = 1, accumulation = 4");
+        let mut reports = Vec::new();
+        for (more, sharded) in phases {
+            config.more_devices = vec![(*more).to_owned()];
+            config.shard_optimizer = *sharded;
+            let mut run = open(&config);
+            reports.extend((0..2).map(|_| run.step().unwrap()));
+        }
+        reports
+    };
+    let expected = reports(&[("flex", false), ("flex", false)]);
+    let mut others = vec!["flex"];
+    others.extend(bitnet_quant::device("ndarray").is_ok().then_some("ndarray"));
+    for other in others {
+        let sharded = [(other, true), (other, true)];
+        assert_eq!(reports(&sharded), reports(&sharded), "each time the same");
+        for phases in [sharded, [(other, true), (other, false)]] {
+            let found = reports(&phases);
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found.loss - expected.loss).abs() < 1e-3 * expected.loss, "{found:?}, {expected:?}");
+                let norms = [found.grad_norm, expected.grad_norm];
+                assert!((norms[0] - norms[1]).abs() < 1e-2 * norms[1], "{found:?}, {expected:?}");
+            }
+        }
+    }
+}
+
 /// What several devices cannot do is refused; one device of the same kind goes on.
 #[test]
 fn several_devices_neither_drop_nor_compute_in_what_one_lacks() {

@@ -20,6 +20,7 @@ Settings, those that may be left out with what they are then:
   seed = 0                       # decides the order of the data
   device = 'flex'                # else --device
   more_devices = []              # as ['cuda:1']: they take micro-batches too
+  shard_optimizer = false        # deal the optimizer's state out to all of them
   explosion = 3.0                # a loss above so many times the mean of those before ends the run
 
   [model]
