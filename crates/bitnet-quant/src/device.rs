@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 use thiserror::Error;
 
@@ -148,4 +150,21 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
 /// Every backend's name with its device at index 0, or why there is none.
 pub fn device_report() -> Vec<(&'static str, Result<Device, DeviceError>)> {
     Backend::ALL.into_iter().map(|b| (b.name(), DeviceName { backend: b, index: 0 }.find())).collect()
+}
+/// Whether the device's memory is this process's, so that tensors are slices.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
+        _ => false,
+    }
+}
+
+/// Runs `work`, a token's many small operations, on `device`: on a CPU with threads that stay awake between them. See
+/// [`bitnet_cpu::with_awake_threads`].
+pub fn with_awake_threads<R>(device: &Device, work: impl FnOnce() -> R) -> R {
+    if is_cpu(device) { bitnet_cpu::with_awake_threads(work) } else { work() }
 }

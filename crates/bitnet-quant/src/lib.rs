@@ -27,6 +27,10 @@ mod error;
 mod groups;
 mod hadamard;
 mod half;
+#[cfg_attr(
+    not(any(feature = "flex", feature = "ndarray", feature = "cube")),
+    allow(dead_code, reason = "codes are kept by the backends' operations")
+)]
 mod kept;
 mod linear;
 mod packed;
@@ -36,10 +40,9 @@ mod training;
 mod weight;
 
 pub use activation::{ActivationQuant, Bits, QuantizedActivations, quantize_activations};
-pub use backends::with_awake_threads;
 pub use bitnet_cpu::keep_freed_memory;
 pub use bitnet_format::Granularity;
-pub use device::{DeviceError, device, device_report};
+pub use device::{DeviceError, device, device_report, with_awake_threads};
 pub use error::QuantError;
 pub use groups::{GroupQuant, fake_quantize_groups};
 pub use hadamard::hadamard;

@@ -34,7 +34,7 @@ pub(crate) use training::{
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 
 use crate::{ActivationQuant, KeptCodes, Quantization};
 
@@ -97,19 +97,6 @@ fn has_operations(x: &Tensor<2>) -> bool {
         DispatchDevice::Cube(_) => true,
         #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
         _ => false,
-    }
-}
-
-/// Runs `work`, a token's many small operations, on `device`: on a CPU with threads that stay awake between them. See
-/// [`bitnet_cpu::with_awake_threads`].
-pub fn with_awake_threads<R>(device: &Device, work: impl FnOnce() -> R) -> R {
-    match device.as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => bitnet_cpu::with_awake_threads(work),
-        #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => bitnet_cpu::with_awake_threads(work),
-        #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
-        _ => work(),
     }
 }
 

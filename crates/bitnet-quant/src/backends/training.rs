@@ -1,28 +1,20 @@
 //! Which operations of `training.rs` the device has.
 
 use bitnet_cpu::{AdamW, AttentionShape, Gemm};
-use burn::backend::{Dispatch, DispatchDevice};
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::BitLinearOps;
 use super::blocks::BlockOps;
 use super::optimizer::OptimizerOps;
+use crate::device::is_cpu;
 use crate::linear::plain;
 use crate::training::AdamWTensors;
 use crate::{KeptCodes, Quantization};
 
 /// Whether slices can be had of a tensor's f32 values.
 fn is_f32_on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32
-        && !plain()
-        && match x.clone().inner().device().as_dispatch() {
-            #[cfg(feature = "flex")]
-            DispatchDevice::Flex(_) => true,
-            #[cfg(feature = "ndarray")]
-            DispatchDevice::NdArray(_) => true,
-            #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
-            _ => false,
-        }
+    x.dtype() == DType::F32 && !plain() && is_cpu(&x.clone().inner().device())
 }
 
 pub(crate) fn dense_linear(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
