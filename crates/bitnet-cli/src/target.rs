@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::error::CliError;
 
-/// Refuses to replace a folder that is no model and no adapter, and the source by its own conversion: `--force` must not be able to
-/// remove a home.
+/// Refuses to replace a folder that is no model and no adapter, and the source by its own conversion: `--force` must not
+/// be able to remove a home.
 pub(crate) fn check_replaceable(source: &Path, target: &Path) -> Result<(), CliError> {
     let refuse = |reason| Err(CliError::NotReplaced { path: target.into(), reason });
     let same = source.canonicalize().ok().zip(target.canonicalize().ok());

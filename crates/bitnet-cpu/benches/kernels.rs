@@ -138,6 +138,14 @@ fn ternarize_4096x4096(bencher: Bencher, kernel: Kernel) {
         .bench_local(|| kernel.ternarize(divan::black_box(&w), 4096, 4096, Granularity::Tensor, &[0.5]));
 }
 
+#[divan::bench(args = Kernel::available())]
+fn absmean_pack_4096x4096(bencher: Bencher, kernel: Kernel) {
+    let w = floats(4096 * 4096);
+    bencher
+        .counter(BytesCount::of_slice(&w))
+        .bench_local(|| kernel.absmean_pack(divan::black_box(&w), 4096, 4096, Granularity::Tensor));
+}
+
 #[divan::bench]
 fn pack_4096x4096(bencher: Bencher) {
     let codes: Vec<i8> = floats(4096 * 4096).iter().map(|w| (w * 1.5) as i8).collect();

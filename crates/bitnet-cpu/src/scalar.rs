@@ -147,7 +147,7 @@ pub(crate) fn word(codes: [i8; BLOCK_INPUTS]) -> i32 {
 
 /// `Σ|w|` by folding halves: while n > 1 { h = ⌈n/2⌉; a\[i\] += a\[i + h\] for i < n − h; n = h }. `folded`
 /// is scratch of at least n numbers, so that memory is read once and the folds happen in cache. Where n allows it, the
-/// first three folds happen while eight parts of the list are read side by side, which memory serves faster than one.
+/// first two folds happen while four parts of the list are read side by side, which memory serves faster than one.
 #[inline(always)]
 pub(crate) fn abs_sum(w: &[f32], folded: &mut [f32]) -> f32 {
     let part = w.len() / 4;

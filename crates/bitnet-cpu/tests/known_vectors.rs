@@ -115,6 +115,28 @@ fn the_product_has_the_known_accumulators_and_outputs() {
     }
 }
 
+/// Packing on the way compares where ternarizing rounds. Eight rows at a time and the ninth alone, a whole block and a part.
+#[test]
+fn weights_packed_on_the_way_have_the_same_ties() {
+    let w = [0.5, -0.5, 1.5, -1.5, 1.0, -1.0].repeat(9 * 3);
+    for kernel in Kernel::available() {
+        let found = kernel.absmean_pack(&w, 9, 18, Granularity::Tensor).unwrap().unpack();
+        assert_eq!(
+            (found.scales, found.codes),
+            (vec![1.0], [0, 0, 1, -1, 1, -1].repeat(9 * 3)),
+            "{kernel:?}"
+        );
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut w = w.clone();
+            w[20] = x;
+            let plain = kernel.absmean_ternarize(&w, 9, 18, Granularity::Row).unwrap();
+            let packed = kernel.absmean_pack(&w, 9, 18, Granularity::Row).unwrap().unpack();
+            assert_eq!(packed.codes, plain.codes, "{kernel:?}, {x}");
+            assert!(!packed.scales[1].is_finite() && packed.scales[2].is_finite());
+        }
+    }
+}
+
 #[test]
 fn what_is_not_finite_shows_in_the_scale() {
     for kernel in Kernel::available() {

@@ -50,9 +50,9 @@ impl<M: Module + ModuleDisplay + 'static> Replicas<M> {
         Self { sharded: true, ..self }
     }
 
-    /// Runs all passes, as many at a time as there are devices. The losses and gradients are sums of those on each device; of
-    /// [`sharded`](Self::sharded) ones there is one group per device, and otherwise one on the first device, with all passes in
-    /// their order.
+    /// Runs all passes, as many at a time as there are devices. What they give comes in the groups that are added up: in one,
+    /// in the order of the passes and brought to the first device; where the optimizer is [`sharded`](Self::sharded), in one for
+    /// each device that had a pass.
     pub(crate) fn run(&self, model: &M, passes: Vec<Pass<M>>) -> Result<Vec<Vec<Passed>>, TrainError> {
         let (results, received) = channel();
         let mut queues: Vec<Queue<M>> = self.devices.iter().map(|_| Queue(VecDeque::new())).collect();
@@ -79,7 +79,8 @@ impl<M: Module + ModuleDisplay + 'static> Replicas<M> {
         let mut passed: Vec<(usize, Passed)> = received.iter().collect();
         passed.sort_by_key(|(index, _)| *index);
         if self.sharded {
-            let mut groups: Vec<Vec<Passed>> = self.devices.iter().map(|_| Vec::new()).collect();
+            let n_groups = n_queues.min(passed.len()).max(1);
+            let mut groups: Vec<Vec<Passed>> = (0..n_groups).map(|_| Vec::new()).collect();
             passed.into_iter().for_each(|(index, passed)| groups[index % n_queues].push(passed));
             return Ok(groups);
         }
@@ -155,5 +156,56 @@ impl<M> Iterator for Queue<M> {
 impl<M> DataLoaderIterator<Job<M>> for Queue<M> {
     fn progress(&self) -> Progress {
         Progress { items_processed: 0, items_total: self.0.len(), unit: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::ParamId;
+    use burn::nn::{Linear, LinearConfig};
+
+    use super::*;
+
+    /// On which device each parameter's gradient is, and its sum, after some passes.
+    fn gradients(sharded: bool, passes: usize) -> Vec<(Device, f32)> {
+        // Without a second kind of device, as outside of the workspace's tests, all are one.
+        let home = Device::flex();
+        let devices = [home.clone(), bitnet_quant::device("ndarray").unwrap_or(home.clone())];
+        let replicas = Replicas::new(&devices).unwrap();
+        let replicas = if sharded { replicas.sharded() } else { replicas };
+        let layer = |id| {
+            let mut layer: Linear = LinearConfig::new(1, 1).with_bias(false).init(&home.clone().autodiff());
+            layer.weight = Param::initialized(ParamId::from(id), layer.weight.val());
+            layer
+        };
+        let model: Vec<Linear> = (0..4).map(layer).collect();
+        let pass = || -> Pass<Vec<Linear>> {
+            Box::new(|model| {
+                let grads =
+                    model.iter().map(|layer| layer.weight.val()).reduce(|a, b| a + b).unwrap().backward();
+                Ok((1.0, GradientsParams::from_grads(grads, model)))
+            })
+        };
+        let groups = replicas.run(&model, (0..passes).map(|_| pass()).collect()).unwrap();
+        assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), passes);
+        assert_eq!(groups.len(), if sharded { passes.min(2) } else { 1 });
+        let sums = groups.into_iter().map(|group| {
+            let mut sum = burn::optim::GradientsAccumulator::new();
+            group.into_iter().for_each(|passed| sum.accumulate(&model, passed.unwrap().1));
+            sum.grads()
+        });
+        let gathered = replicas.gathered(&model, sums.collect());
+        let gradient = |layer: &Linear| gathered.get::<2>(layer.weight.id).unwrap();
+        model.iter().map(|layer| (gradient(layer).device(), gradient(layer).into_scalar::<f32>())).collect()
+    }
+
+    /// Sharded, every other parameter is updated on the second device; a device without a pass updates none.
+    #[test]
+    fn gradients_come_to_the_device_that_updates() {
+        let (first, second) = (Device::flex(), bitnet_quant::device("ndarray").unwrap_or(Device::flex()));
+        let on = |devices: [&Device; 4], sum| devices.map(|device| (device.clone(), sum)).to_vec();
+        assert_eq!(gradients(false, 4), on([&first; 4], 4.0));
+        assert_eq!(gradients(true, 4), on([&first, &second, &first, &second], 4.0));
+        assert_eq!(gradients(true, 1), on([&first; 4], 1.0));
     }
 }

@@ -136,7 +136,6 @@ fn a_run_takes_no_more_of_the_disk_than_it_says() {
                 said = json["bytes"].as_u64().unwrap() as usize;
             }
         }
-        eprintln!("{said} said, {most} found");
         assert!(most <= said && said < 3 * most, "{settings}: {said} said, {most} found");
     }
 }
