@@ -62,11 +62,11 @@ macro_rules! suite {
             quant_activation: acceptance, ties, zero_and_tiny_tokens, reference, widths, bad_widths, half_precision;
             quant_linear: forward_quantized, forward_at_lambda, gradient_vectors, gradients_are_straight_through,
                 frozen_operands, the_fused_layer_is_the_reference, gradient_checkpointing_changes_nothing,
-                quantized_exactly, dense_exactly, half_precision;
+                quantized_exactly, dense_exactly, half_precision, half_inputs;
             quant_operands: weights_of_every_length, inputs_of_every_length, what_is_not_finite_shows;
             quant_packed: acceptance, the_operation_is_the_reference, groups, packing_changes_nothing,
                 codes_are_exact, the_widest_row_is_exact, gradient, what_is_not_finite_shows,
-                unpacking_undoes_packing;
+                unpacking_undoes_packing, half_inputs;
             layers_cases: reference;
             layers_kept: the_codes_follow_the_weight;
             layers_norm: acceptance, strength, gradient, half_precision, configuration;

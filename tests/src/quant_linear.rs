@@ -164,6 +164,48 @@ pub fn the_fused_layer_is_the_reference(device: &Device) {
     }
 }
 
+/// Half-precision inputs of an f32 weight, and of one like themselves: the fused operation gives what the plain operations
+/// give but for roundings to the type; at λ = 1, where sums are exact, within one. The weight's gradient has its type.
+pub fn half_inputs(device: &Device) {
+    let device = &device.clone().autodiff();
+    for (dtype, ulp) in [(DType::F16, 1.0 / 1024.0), (DType::BF16, 1.0 / 128.0)] {
+        if !device.supports_dtype(dtype) {
+            eprintln!("skipped: the device has no {dtype:?}");
+            continue;
+        }
+        for (tokens, d_input, d_output) in [(1, 4, 1), (7, 36, 5), (40, 100, 33)] {
+            let shapes = [Granularity::Tensor, Granularity::Row, Granularity::Group(4)];
+            let cases = shapes.into_iter().flat_map(|weight| [0.5, 1.0].map(|lambda| (weight, lambda)));
+            for ((weight, lambda), of_weight) in
+                cases.flat_map(|case| [DType::F32, dtype].map(|of_weight| (case, of_weight)))
+            {
+                let quantization = Quantization { weight, ..Quantization::default() };
+                let run =
+                    |layer: fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>, Quantization, f32) -> Tensor<2>| {
+                        let x = random([tokens, d_input], 51, device).cast(dtype).require_grad();
+                        let w = random([d_output, d_input], 52, device).cast(of_weight).require_grad();
+                        let y = layer(x.clone(), w.clone(), None, quantization, lambda);
+                        let g = random([tokens, d_output], 53, device).cast(dtype);
+                        let grads = (y.clone() * g).sum().backward();
+                        [y.inner(), x.grad(&grads).unwrap(), w.grad(&grads).unwrap()]
+                    };
+                let (found, expected) = (run(bit_linear), run(bit_linear_reference));
+                let of_sums = 4.0 * ulp;
+                let parts =
+                    [("y", if lambda == 1.0 { ulp } else { of_sums }), ("dX", of_sums), ("dW", of_sums)];
+                for ((part, tolerance), (found, expected)) in parts.iter().zip(found.iter().zip(&expected)) {
+                    let what = format!(
+                        "{part} of {tokens}×{d_input}×{d_output}, {dtype:?} under {of_weight:?}, {weight:?}, λ {lambda}"
+                    );
+                    assert_eq!(found.dtype(), if *part == "dW" { of_weight } else { dtype }, "{what}");
+                    let [found, expected] = [found, expected].map(|tensor| values(tensor.clone()));
+                    assert_close_relative(&what, &found, &expected, *tolerance);
+                }
+            }
+        }
+    }
+}
+
 /// Gradient checkpointing recomputes instead of keeping, and the gradients are the same bits.
 pub fn gradient_checkpointing_changes_nothing(device: &Device) {
     let run = |device: Device, lambda: f32| {
@@ -180,9 +222,15 @@ pub fn gradient_checkpointing_changes_nothing(device: &Device) {
     }
 }
 
-/// λ = 1 is the product of the integers times the scales, bit for bit, with and without gradients.
+/// λ = 1 is the product of the integers times the scales, bit for bit, with and without gradients: with signs and without,
+/// where accumulators are odd numbers beyond those of a half.
 pub fn quantized_exactly(device: &Device) {
     let (x, w) = (random([9, 40], 11, device), random([17, 40], 12, device));
+    is_exact(x, w);
+    is_exact(random([40, 200], 11, device).abs(), random([17, 200], 12, device).abs());
+}
+
+fn is_exact(x: Tensor<2>, w: Tensor<2>) {
     for weight in [Granularity::Tensor, Granularity::Row, Granularity::Group(8)] {
         let quantization = Quantization { weight, ..Quantization::default() };
         let w_q = ternarize(w.clone(), weight).unwrap();

@@ -4,7 +4,7 @@ use bitnet_arch::quant::{
     ActivationQuant, Bits, Granularity, PackedWeight, Quantization, bit_linear, packed_linear,
     packed_linear_reference, quantize_activations, ternarize,
 };
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::check::{
     SUMMATION, VECTOR, assert_close, assert_close_relative, divides_exactly, integers, values,
@@ -47,6 +47,36 @@ pub fn the_operation_is_the_reference(device: &Device) {
                 assert_eq!(found, expected, "{what}");
             }
             assert_close_relative(&what, &found, &expected, SUMMATION);
+        }
+    }
+}
+
+/// Half-precision inputs: the same product, rounded once to their type, and the same gradient.
+pub fn half_inputs(device: &Device) {
+    for (dtype, ulp) in [(DType::F16, 1.0 / 1024.0), (DType::BF16, 1.0 / 128.0)] {
+        if !device.supports_dtype(dtype) {
+            eprintln!("skipped: the device has no {dtype:?}");
+            continue;
+        }
+        for (tokens, granularity) in
+            [(3, Granularity::Row), (40, Granularity::Tensor), (5, Granularity::Group(4))]
+        {
+            let w = pack(random([33, 100], 61, device), granularity);
+            let run = |layer: fn(Tensor<2>, &PackedWeight) -> Tensor<2>| {
+                let x = random([tokens, 100], 62, device).cast(dtype).autodiff().require_grad();
+                let y = layer(x.clone(), &w);
+                let grads = y.clone().square().sum().backward();
+                [y.inner(), x.grad(&grads).unwrap()]
+            };
+            let found = run(|x, w| packed_linear(x, w, None, ActivationQuant::default()));
+            let expected = run(|x, w| packed_linear_reference(x, w, ActivationQuant::default()));
+            for ((part, tolerance), (found, expected)) in
+                [("y", ulp), ("dX", 4.0 * ulp)].into_iter().zip(found.into_iter().zip(expected))
+            {
+                assert_eq!(found.dtype(), dtype);
+                let what = format!("{part} of {tokens} tokens in {dtype:?}, {granularity:?}");
+                assert_close_relative(&what, &values(found), &values(expected), tolerance);
+            }
         }
     }
 }

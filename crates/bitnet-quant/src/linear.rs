@@ -29,9 +29,10 @@ pub struct Quantization {
 /// gives too, bit for bit. The gradients are `dW = gᵀ·x_eff`, `dX = g·w_eff` and `dbias = Σg` at every λ. The bias is
 /// never quantized.
 ///
-/// On a CPU, in f32, this is one operation with a backward pass of its own: vector kernels quantize each operand in
-/// one pass, multiply int8 with ternary codes at λ = 1, and keep the input's int8 codes for the backward pass instead of
-/// its f32 values. Elsewhere it is [`bit_linear_reference`], whose operands are the same bit for bit.
+/// This is one operation with a backward pass of its own: kernels quantize each operand in one pass, multiply int8 with
+/// ternary codes at λ = 1, and keep the input's int8 codes for the backward pass instead of its values. An input of f16 or
+/// bf16 is computed in f32 on CPUs, and in its own type on GPUs. Where activations have one scale per tensor, and in f64, it is
+/// [`bit_linear_reference`], whose codes are the same.
 ///
 /// # Shapes
 /// - `x`: `[.., d_input]`, `weight`: `[d_output, d_input]`, `bias`: `[d_output]`
@@ -112,8 +113,9 @@ impl Drop for Restored {
 
 /// [`bit_linear`] in plain tensor operations, for every backend and dtype: the definition.
 ///
-/// The result has the dtype of `x`. A weight may be wider: it is quantized as it is, and its effective value rounded to the
-/// input's dtype, which codes survive. So f32 weights train under half-precision activations.
+/// The result has the dtype of `x`. A weight may be wider: it is quantized as it is, which is how f32 weights train under
+/// half-precision activations. At λ = 1 the product of the integers is then rounded once to the input's dtype; below, and for
+/// the gradients, the effective values are.
 pub fn bit_linear_reference<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -133,13 +135,11 @@ pub fn bit_linear_reference<const D: usize>(
     let (codes, scale) = absmean(weight.clone().inner(), quantization.weight);
     let quantized = quantize_activations(x.clone().inner(), quantization.activation);
     let value = match &quantized {
-        Some(x) if lambda == 1.0 && (dtype, weight.dtype()) == (DType::F32, DType::F32) => {
-            Some(integer_product(x, codes.clone(), scale.clone()))
-        }
+        Some(x) if lambda == 1.0 => Some(integer_product(x, codes.clone(), scale.clone())),
         _ => None,
     };
     let y = match value {
-        Some(value) if !(x.is_tracked() || weight.is_tracked()) => value,
+        Some(value) if !(x.is_tracked() || weight.is_tracked()) => value.cast(dtype),
         value => {
             let w_eff = straight_through(weight, (codes * scale).reshape([d_output, d_input]), lambda);
             let x_eff = match quantized {

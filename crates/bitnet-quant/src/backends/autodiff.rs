@@ -8,12 +8,14 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend};
+use burn::backend::{Autodiff, Backend, TensorMetadata};
+use burn::tensor::DType;
 
 use super::BitLinearOps;
 use crate::{ActivationQuant, Bits, Granularity, KeptCodes, Quantization};
 
-/// What the two passes need of a backend. All floats are f32.
+/// What the two passes need of a backend. Weights, their gradients and scales are f32. So are the other floats on CPUs; on GPUs
+/// inputs may be f16 or bf16, and then outputs, effective weights and the input's gradients are too.
 pub(crate) trait LayerBackend: Backend {
     /// The input's int8 codes and scales.
     type InputCodes: Debug + Clone + Send + 'static;
@@ -38,12 +40,13 @@ pub(crate) trait LayerBackend: Backend {
     /// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
     fn effective_input(x: FloatTensor<Self>, quant: ActivationQuant, lambda: f32) -> FloatTensor<Self>;
 
-    /// `w + λ·(Q(w) − w)` with the scales of `w`, `[d_output, d_input]`.
+    /// `w + λ·(Q(w) − w)` with the scales of `w`, in the type of the input, `[d_output, d_input]`.
     fn effective_weight(
         weight: FloatTensor<Self>,
         granularity: Granularity,
         scales: Self::WeightScales,
         lambda: f32,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 
     /// `grad · Q(w)` from codes, `[tokens, d_input]`.
@@ -141,8 +144,8 @@ pub(crate) fn forward<B: LayerBackend>(
     match weight {
         Weight::Latent(weight) => (B::product(x, weight), None),
         Weight::Blended(weight, scales) => {
-            let x = B::effective_input(x, quantization.activation, lambda);
-            (B::product(x, B::effective_weight(weight, quantization.weight, scales, lambda)), None)
+            let weight = B::effective_weight(weight, quantization.weight, scales, lambda, x.dtype());
+            (B::product(B::effective_input(x, quantization.activation, lambda), weight), None)
         }
         Weight::Codes(codes, bits) => {
             let (y, codes) = B::product_of_codes(x, bits, codes);
@@ -185,7 +188,8 @@ impl<B: LayerBackend> Backward<B, 2> for BitLinearBackward {
             |grad| match weight {
                 Some(Weight::Latent(weight)) => B::input_gradient(grad, weight),
                 Some(Weight::Blended(weight, scales)) => {
-                    let weight = B::effective_weight(weight, quantization.weight, scales, lambda);
+                    let dtype = grad.dtype();
+                    let weight = B::effective_weight(weight, quantization.weight, scales, lambda, dtype);
                     B::input_gradient(grad, weight)
                 }
                 Some(Weight::Codes(codes, _)) => B::input_gradient_of_codes(grad, codes),

@@ -6,7 +6,7 @@ use bitnet_cpu::{Gemm, Kernel, Matrix, PackedTernary, Right};
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{Shape, TensorData};
+use burn::tensor::{DType, Shape, TensorData};
 use rayon::prelude::*;
 
 use super::autodiff::LayerBackend;
@@ -172,6 +172,7 @@ impl<B: CpuBackend> LayerBackend for B {
         granularity: Granularity,
         scales: Arc<[f32]>,
         lambda: f32,
+        _: DType,
     ) -> FloatTensor<B> {
         let shape @ [d_output, d_input] = dims::<B>(&weight);
         let values = B::read(&weight, |weight| {

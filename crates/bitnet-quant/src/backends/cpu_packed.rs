@@ -2,6 +2,7 @@
 
 use bitnet_cpu::{Kernel, PackedTernary};
 use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::DType;
 
 use super::cpu::{CpuBackend, dims, quantize, sound, tensor};
 use super::packed::PackedOps;
@@ -28,6 +29,7 @@ impl<B: CpuBackend> PackedOps for B {
         words: IntTensor<B>,
         scales: FloatTensor<B>,
         layout: PackedLayout,
+        _: DType,
     ) -> FloatTensor<B> {
         let values = with_weight::<B, _>(&words, &scales, layout, |weight| weight.dequantize());
         tensor::<B>(values, [layout.d_output, layout.d_input], &scales)

@@ -49,8 +49,8 @@ pub(crate) trait BitLinearOps: Backend {
     /// `x_eff · w_effᵀ`.
     ///
     /// # Shapes
-    /// - `x`: `[tokens, d_input]`, `weight`: `[d_output, d_input]`, both f32
-    /// - returns `[tokens, d_output]`
+    /// - `x`: `[tokens, d_input]`, of [`type_of_operations`]; `weight`: f32 `[d_output, d_input]`
+    /// - returns `[tokens, d_output]` in the type of `x`
     fn bit_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -70,12 +70,13 @@ pub(crate) fn bit_linear(
 ) -> Option<Tensor<2>> {
     let [tokens, d_input] = x.dims();
     let fits = tokens > 0 && d_input <= bitnet_cpu::MAX_D_INPUT;
-    let f32_only = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
     let per_tensor = matches!(quantization.activation, ActivationQuant::PerTensor(_));
-    if lambda == 0.0 || !has_operations(x) || !fits || !f32_only || per_tensor {
+    if lambda == 0.0 || !fits || per_tensor || !is_f32_or_half(weight.dtype()) {
         return None;
     }
-    let (x, weight) = in_one_context(x.clone(), weight.clone());
+    let dtype = x.dtype();
+    let x = x.clone().cast(type_of_operations(x)?);
+    let (x, weight) = in_one_context(x, weight.clone().cast(DType::F32));
     let y = <Dispatch as BitLinearOps>::bit_linear(
         x.into_dispatch(),
         weight.into_dispatch(),
@@ -83,21 +84,28 @@ pub(crate) fn bit_linear(
         lambda,
         kept,
     );
-    Some(Tensor::from_dispatch(y))
+    Some(Tensor::<2>::from_dispatch(y).cast(dtype))
 }
 
-/// Whether the backend of `x` has the operations: slices and the kernels of `bitnet-cpu`, or those of CubeCL.
-fn has_operations(x: &Tensor<2>) -> bool {
-    match x.clone().inner().device().as_dispatch() {
+/// In which type the operations of a backend take `x`, if it has them: f32 for the kernels of `bitnet-cpu`, its own for those
+/// of CubeCL.
+fn type_of_operations(x: &Tensor<2>) -> Option<DType> {
+    let dtype = match x.clone().inner().device().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
+        DispatchDevice::Flex(_) => DType::F32,
         #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
+        DispatchDevice::NdArray(_) => DType::F32,
         #[cfg(feature = "cube")]
-        DispatchDevice::Cube(_) => true,
+        DispatchDevice::Cube(_) => x.dtype(),
         #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
-        _ => false,
-    }
+        _ => return None,
+    };
+    is_f32_or_half(x.dtype()).then_some(dtype)
+}
+
+/// The types that f32 holds exactly.
+fn is_f32_or_half(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// Lifts the one of two tensors that has no autodiff to the other's.

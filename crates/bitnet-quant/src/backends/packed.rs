@@ -5,10 +5,10 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, backend_extension};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Tensor};
 
-use super::has_operations;
+use super::type_of_operations;
 use crate::{ActivationQuant, Bits, PackedLayout, PackedWeight};
 
 /// The product with a packed weight.
@@ -23,8 +23,8 @@ pub(crate) trait PackedOps: Backend {
     /// `acc · (w_scale · x_scale)`.
     ///
     /// # Shapes
-    /// - `x`: f32 `[tokens, d_input]`; `words`, `scales`: those of [`PackedWeight`]
-    /// - returns `[tokens, d_output]`
+    /// - `x`: `[tokens, d_input]`, of [`type_of_operations`]; `words`, `scales`: those of [`PackedWeight`]
+    /// - returns `[tokens, d_output]` in the type of `x`
     #[fusion(dtype = x, shape = burn::tensor::Shape::new([x[0], layout.d_output]))]
     fn packed_linear(
         x: FloatTensor<Self>,
@@ -34,12 +34,13 @@ pub(crate) trait PackedOps: Backend {
         bits: Bits,
     ) -> FloatTensor<Self>;
 
-    /// `codes · scale`, f32 `[d_output, d_input]`.
-    #[fusion(dtype = scales, shape = burn::tensor::Shape::new([layout.d_output, layout.d_input]))]
+    /// `codes · scale`, `[d_output, d_input]`; f32 on CPUs.
+    #[fusion(dtype = *dtype, shape = burn::tensor::Shape::new([layout.d_output, layout.d_input]))]
     fn packed_dequantize(
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 }
 
@@ -53,17 +54,17 @@ pub(crate) fn packed_linear(
         return None;
     };
     let [tokens, _] = x.dims();
-    if tokens == 0 || x.dtype() != DType::F32 || !has_operations(x) {
+    if tokens == 0 {
         return None;
     }
     let y = <Dispatch as PackedOps>::packed_linear(
-        x.clone().into_dispatch(),
+        x.clone().cast(type_of_operations(x)?).into_dispatch(),
         weight.words.clone().into_dispatch(),
         weight.scales.clone().into_dispatch(),
         weight.layout,
         bits,
     );
-    Some(Tensor::from_dispatch(y))
+    Some(Tensor::<2>::from_dispatch(y).cast(x.dtype()))
 }
 
 #[derive(Debug)]
@@ -83,7 +84,8 @@ impl<B: PackedOps> Backward<B, 1> for PackedBackward {
     fn backward(self, ops: Ops<State<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let State { words, scales, layout } = ops.state;
         unary::<B, _>(ops.parents, ops.node, grads, |grad| {
-            B::float_matmul(grad, B::packed_dequantize(words, scales, layout))
+            let weight = B::packed_dequantize(words, scales, layout, grad.dtype());
+            B::float_matmul(grad, weight)
         });
     }
 }
@@ -108,8 +110,9 @@ impl<B: PackedOps, C: CheckpointStrategy> PackedOps for Autodiff<B, C> {
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self> {
-        let weight = B::packed_dequantize(words, scales.primitive().clone(), layout);
+        let weight = B::packed_dequantize(words, scales.primitive().clone(), layout, dtype);
         <Self as AutodiffBackend>::from_inner(weight)
     }
 }

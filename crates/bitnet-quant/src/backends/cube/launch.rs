@@ -1,11 +1,15 @@
-//! Sizes, outputs and cubes of the kernels. Every tensor is f32, or i32 for words of codes.
+//! Sizes, outputs and cubes of the kernels. Words of codes are i32; weights, scales and all arithmetic are f32, and inputs and
+//! outputs of the layer f32, f16 or bf16.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
+use burn_cubecl::cubecl::ir::{ElemType, FloatKind, IntKind};
 use burn_cubecl::cubecl::prelude::{AddressType, Client, CubeCount, CubeDim};
 use burn_cubecl::cubecl::server::CubeCountSelection;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::kernels::packed::SPLITS;
@@ -25,7 +29,7 @@ pub(super) fn quantize_tokens(x: CubeTensor, segment: usize, bits: Bits) -> (Cub
     let [n_tokens, d_input] = x.shape().dims();
     let codes = empty(&x, [n_tokens, code_words(d_input, segment)], DType::I32);
     let scales = empty(&x, [n_tokens], DType::F32);
-    let client = x.client.clone();
+    let (client, element) = (x.client.clone(), element(x.dtype));
     tokens::quantize::launch(
         &client,
         cubes(&client, n_tokens),
@@ -39,6 +43,7 @@ pub(super) fn quantize_tokens(x: CubeTensor, segment: usize, bits: Bits) -> (Cub
         segment,
         code_words(segment, segment),
         bits.max_code() as f32,
+        element,
     );
     (codes, scales)
 }
@@ -49,10 +54,11 @@ pub(super) fn dequantize_tokens(
     scales: CubeTensor,
     layout: PackedLayout,
     scaled: bool,
+    dtype: DType,
 ) -> CubeTensor {
     let (codes, scales) = (into_contiguous(codes), into_contiguous(scales));
     let ([n_tokens], d_input, segment) = (scales.shape().dims(), layout.d_input, layout.segment());
-    let y = empty(&codes, [n_tokens, d_input], DType::F32);
+    let y = empty(&codes, [n_tokens, d_input], dtype);
     let client = y.client.clone();
     tokens::dequantize::launch(
         &client,
@@ -67,6 +73,7 @@ pub(super) fn dequantize_tokens(
         segment,
         code_words(segment, segment),
         scaled,
+        element(dtype),
     );
     y
 }
@@ -75,8 +82,8 @@ pub(super) fn dequantize_tokens(
 pub(super) fn blend_tokens(x: CubeTensor, bits: Bits, lambda: f32) -> CubeTensor {
     let x = into_contiguous(x);
     let [n_tokens, d_input] = x.shape().dims();
-    let y = empty(&x, [n_tokens, d_input], DType::F32);
-    let client = x.client.clone();
+    let y = empty(&x, [n_tokens, d_input], x.dtype);
+    let (client, element) = (x.client.clone(), element(x.dtype));
     tokens::blend::launch(
         &client,
         cubes(&client, n_tokens),
@@ -89,6 +96,7 @@ pub(super) fn blend_tokens(x: CubeTensor, bits: Bits, lambda: f32) -> CubeTensor
         bits.max_code() as f32,
         lambda,
         lambda == 1.0,
+        element,
     );
     y
 }
@@ -141,11 +149,12 @@ pub(super) fn blend_weight(
     scales: CubeTensor,
     granularity: Granularity,
     lambda: f32,
+    dtype: DType,
 ) -> CubeTensor {
     let (w, scales) = (into_contiguous(w), into_contiguous(scales));
     let layout = layout(&w, granularity);
     let PackedLayout { d_output, d_input, .. } = layout;
-    let y = empty(&w, [d_output, d_input], DType::F32);
+    let y = empty(&w, [d_output, d_input], dtype);
     let client = w.client.clone();
     weight::blend::launch(
         &client,
@@ -161,6 +170,7 @@ pub(super) fn blend_weight(
         lambda,
         granularity == Granularity::Tensor,
         lambda == 1.0,
+        element(dtype),
     );
     y
 }
@@ -196,10 +206,11 @@ pub(super) fn dequantize_weight(
     scales: CubeTensor,
     layout: PackedLayout,
     scaled: bool,
+    dtype: DType,
 ) -> CubeTensor {
     let (words, scales) = (into_contiguous(words), into_contiguous(scales));
     let PackedLayout { d_output, d_input, granularity } = layout;
-    let w = empty(&words, [d_output, d_input], DType::F32);
+    let w = empty(&words, [d_output, d_input], dtype);
     let client = w.client.clone();
     packed::dequantize::launch(
         &client,
@@ -215,6 +226,7 @@ pub(super) fn dequantize_weight(
         segment_blocks(layout),
         granularity == Granularity::Tensor,
         scaled,
+        element(dtype),
     );
     w
 }
@@ -226,12 +238,13 @@ pub(super) fn product(
     words: CubeTensor,
     scales: CubeTensor,
     layout: PackedLayout,
+    dtype: DType,
 ) -> CubeTensor {
     let (words, scales) = (into_contiguous(words), into_contiguous(scales));
     let (codes, x_scales) = (into_contiguous(codes), into_contiguous(x_scales));
     let [n_tokens] = x_scales.shape().dims();
     let PackedLayout { d_output, d_input, granularity } = layout;
-    let y = empty(&codes, [n_tokens, d_output], DType::F32);
+    let y = empty(&codes, [n_tokens, d_output], dtype);
     // Up to 8 tokens share a decoded word.
     let cube_tokens = n_tokens.next_power_of_two().min(SPLITS);
     let client = y.client.clone();
@@ -258,6 +271,7 @@ pub(super) fn product(
             segment_blocks,
             granularity == Granularity::Tensor,
             cube_tokens,
+            element(dtype),
         ),
         Granularity::Group(group) => packed::product_of_groups::launch(
             &client,
@@ -274,9 +288,75 @@ pub(super) fn product(
             d_input / group,
             segment_blocks,
             cube_tokens,
+            element(dtype),
         ),
     }
     y
+}
+
+/// `Σ code · x` of quantized tokens and a packed weight whose rows have one scale each, by the matrix product of the backend:
+/// i32 or f32 `[tokens, d_output]`, exact.
+///
+/// Codes are multiplied in the narrowest type that the device takes. int8 is what tensor cores multiply twice as fast as
+/// halves, and four times as fast as f32; halves hold every code, and f32 their sums.
+pub(super) fn sums(
+    codes: CubeTensor,
+    x_scales: CubeTensor,
+    words: CubeTensor,
+    scales: CubeTensor,
+    layout: PackedLayout,
+) -> CubeTensor {
+    let client = codes.client.clone();
+    let (x, w, sum) = if multiplies_int8(&client) {
+        (as_int8(into_contiguous(codes)), as_int8(bytes(words, layout)), DType::I32)
+    } else {
+        let half = client.properties().supports_type(ElemType::Float(FloatKind::F16));
+        let dtype = if half { DType::F16 } else { DType::F32 };
+        let x = dequantize_tokens(codes, x_scales, layout, false, dtype);
+        (x, dequantize_weight(words, scales, layout, false, dtype), DType::F32)
+    };
+    match matmul(x, permute(w, &[1, 0]), None, MatmulStrategy::default(), sum) {
+        Ok(sums) => sums,
+        Err(error) => unreachable!("the device multiplies {sum:?}: {error:?}"),
+    }
+}
+
+/// Whether the device has instructions for products of int8 matrices, as NVIDIA's and AMD's tensor cores do.
+fn multiplies_int8(client: &Client) -> bool {
+    let (codes, sums) = (ElemType::Int(IntKind::I8), ElemType::Int(IntKind::I32));
+    let cmma = &client.properties().features.matmul.cmma;
+    cmma.iter().any(|config| [config.a_type, config.b_type, config.cd_type] == [codes, codes, sums])
+}
+
+/// The bytes of words as codes: `[rows, 4 · words]`.
+fn as_int8(words: CubeTensor) -> CubeTensor {
+    let [rows, n_words] = words.shape().dims();
+    CubeTensor::new_contiguous(
+        words.client,
+        words.device,
+        Shape::new([rows, 4 * n_words]),
+        words.handle,
+        DType::I8,
+    )
+}
+
+/// The codes of a packed weight, four in a word, `[d_output, words]`.
+fn bytes(words: CubeTensor, layout: PackedLayout) -> CubeTensor {
+    let words = into_contiguous(words);
+    let PackedLayout { d_output, d_input, .. } = layout;
+    let codes = empty(&words, [d_output, code_words(d_input, layout.segment())], DType::I32);
+    let client = words.client.clone();
+    packed::bytes::launch(
+        &client,
+        units(&client, codes.shape().num_elements()),
+        CubeDim::new_1d(UNITS as u32),
+        addresses(&[&words, &codes]),
+        words.into_buffer_arg(),
+        codes.clone().into_buffer_arg(),
+        d_output,
+        segment_blocks(layout),
+    );
+    codes
 }
 
 /// `acc · (w_scale · x_scale)` where a row has one scale, `[tokens, d_output]`.
@@ -285,12 +365,13 @@ pub(super) fn scale(
     w_scales: CubeTensor,
     x_scales: CubeTensor,
     granularity: Granularity,
+    dtype: DType,
 ) -> CubeTensor {
     let (sums, w_scales) = (into_contiguous(sums), into_contiguous(w_scales));
     let x_scales = into_contiguous(x_scales);
     let [n_tokens, d_output] = sums.shape().dims();
-    let y = empty(&sums, [n_tokens, d_output], DType::F32);
-    let client = y.client.clone();
+    let y = empty(&sums, [n_tokens, d_output], dtype);
+    let (client, types) = (y.client.clone(), [element(sums.dtype), element(dtype)]);
     packed::scale::launch(
         &client,
         units(&client, n_tokens * d_output),
@@ -303,8 +384,19 @@ pub(super) fn scale(
         n_tokens,
         d_output,
         granularity == Granularity::Tensor,
+        types,
     );
     y
+}
+
+/// CubeCL's name for a type of the kernels.
+fn element(dtype: DType) -> ElemType {
+    match dtype {
+        DType::F16 => ElemType::Float(FloatKind::F16),
+        DType::BF16 => ElemType::Float(FloatKind::BF16),
+        DType::I32 => ElemType::Int(IntKind::I32),
+        _ => ElemType::Float(FloatKind::F32),
+    }
 }
 
 /// The shape of a latent weight.
@@ -336,4 +428,51 @@ fn units(client: &Client, count: usize) -> CubeCount {
 /// The width of indices that reaches every value of the tensors.
 fn addresses(tensors: &[&CubeTensor]) -> AddressType {
     tensors.iter().map(|tensor| tensor.required_address_type()).max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::DispatchDevice;
+    use burn::backend::ops::FloatTensorOps;
+    use burn::tensor::{Element, TensorData};
+    use burn_cubecl::CubeBackend;
+
+    use super::*;
+
+    fn read<T: Element>(tensor: CubeTensor) -> Vec<T> {
+        let (shape, dtype) = (tensor.shape(), tensor.dtype);
+        let bytes = tensor.client.read_one(tensor.handle).unwrap();
+        TensorData::from_bytes(bytes, shape, dtype).try_into_vec().unwrap()
+    }
+
+    /// What tensor cores are given, and lavapipe has none: rows of int8 with zeros up to a whole block.
+    #[test]
+    fn words_are_rows_of_int8() {
+        let device = match crate::device("wgpu") {
+            Ok(device) => device,
+            Err(error) => return eprintln!("skipped: {error}"),
+        };
+        let DispatchDevice::Cube(device) = device.as_dispatch().clone() else {
+            panic!("not a device of CubeCL")
+        };
+        let shape @ [rows, d_input] = [33, 20];
+        let values: Vec<f32> = (0..rows * d_input).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
+        let tensor = || CubeBackend::float_from_data(TensorData::new(values.clone(), shape), &device);
+        let layout = PackedLayout { d_output: rows, d_input, granularity: Granularity::Row };
+        let (words, scales) = pack(tensor(), layout.granularity);
+        let (codes, x_scales) = quantize_tokens(tensor(), d_input, Bits::EIGHT);
+        for (int8, floats) in [
+            (bytes(words.clone(), layout), dequantize_weight(words, scales, layout, false, DType::F32)),
+            (codes.clone(), dequantize_tokens(codes, x_scales, layout, false, DType::F32)),
+        ] {
+            let int8 = as_int8(int8);
+            assert_eq!(int8.shape().dims(), [rows, 32]);
+            let (int8, floats) = (read::<i8>(int8), read::<f32>(floats));
+            assert!(floats.iter().any(|&code| code < 0.0) && floats.iter().any(|&code| code > 0.0));
+            for (int8, floats) in int8.chunks(32).zip(floats.chunks(d_input)) {
+                let codes: Vec<i8> = floats.iter().map(|&code| code as i8).collect();
+                assert_eq!(int8, [&codes[..], &[0; 12]].concat());
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod ops;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
+use burn::tensor::{DType, FloatDType};
 
 use self::ops::CubeOps;
 use super::BitLinearOps;
@@ -53,10 +54,10 @@ impl LayerBackend for Cube {
         bits: Bits,
         weight: SavedCodes,
     ) -> (FloatTensor<Self>, SavedCodes) {
-        let layout = weight.layout;
+        let (layout, dtype) = (weight.layout, x.dtype());
         let (words, scales) = Self::quantize_tokens(x, layout.segment(), bits);
-        let y =
-            <Self as CubeOps>::product(words.clone(), scales.clone(), weight.words, weight.scales, layout);
+        let (x, x_scales) = (words.clone(), scales.clone());
+        let y = <Self as CubeOps>::product(x, x_scales, weight.words, weight.scales, layout, dtype);
         (y, SavedCodes { words, scales, layout })
     }
 
@@ -72,18 +73,27 @@ impl LayerBackend for Cube {
         granularity: Granularity,
         scales: FloatTensor<Self>,
         lambda: f32,
+        dtype: DType,
     ) -> FloatTensor<Self> {
-        Self::blend_weight(weight, scales, granularity, lambda)
+        Self::blend_weight(weight, scales, granularity, lambda, dtype)
     }
 
     fn input_gradient_of_codes(grad: FloatTensor<Self>, weight: SavedCodes) -> FloatTensor<Self> {
-        let weight = Self::packed_dequantize(weight.words, weight.scales, weight.layout);
+        let weight = Self::packed_dequantize(weight.words, weight.scales, weight.layout, grad.dtype());
         Self::float_matmul(grad, weight)
     }
 
     fn weight_gradient_of_codes(grad: FloatTensor<Self>, x: SavedCodes) -> FloatTensor<Self> {
-        let x = Self::dequantize_tokens(x.words, x.scales, x.layout);
-        Self::float_matmul(Self::float_transpose(grad), x)
+        let x = Self::dequantize_tokens(x.words, x.scales, x.layout, grad.dtype());
+        Self::weight_gradient(grad, x)
+    }
+
+    fn weight_gradient(grad: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let of_weight = Self::float_matmul(Self::float_transpose(grad), x);
+        match of_weight.dtype() {
+            DType::F32 => of_weight,
+            _ => Self::float_cast(of_weight, FloatDType::F32),
+        }
     }
 }
 

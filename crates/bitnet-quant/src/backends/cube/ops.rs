@@ -1,21 +1,22 @@
 //! The kernels as operations, which fusion can defer.
 
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, backend_extension};
+use burn::tensor::DType;
 #[cfg(feature = "fusion")]
-use burn::tensor::{DType, Shape};
+use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 
 use super::super::packed::PackedOps;
 use super::launch;
 use crate::{Bits, Granularity, PackedLayout};
 
-/// Where there are more tokens than this, and one scale per row, the product is one of matrices: the codes are unpacked
-/// to f32, in which their sums are exact, for the matrix product of the backend. Not measured on a GPU yet.
+/// Where there are more tokens than this, and one scale per row, the product is one of matrices: the codes are unpacked for
+/// the matrix product of the backend. Not measured on a GPU yet.
 const FEW_TOKENS: usize = 32;
 
-/// The quantizers of a layer, and its product at λ = 1, on a GPU. All floats are f32.
+/// The quantizers of a layer, and its product at λ = 1, on a GPU. Weights and scales are f32; `x` may also be f16 or bf16, and
+/// so may what is computed, where a `dtype` says in which type.
 #[backend_extension(Cube, Fusion: cfg(feature = "fusion"))]
 pub(super) trait CubeOps: Backend {
     /// Codes of `x`, `[tokens, d_input]`, in words of four, each segment padded to whole blocks; and the scales, `[tokens]`.
@@ -31,11 +32,12 @@ pub(super) trait CubeOps: Backend {
     ) -> (IntTensor<Self>, FloatTensor<Self>);
 
     /// `codes · scale` of tokens that were quantized for a weight, `[tokens, d_input]`.
-    #[fusion(dtype = scales, shape = Shape::new([scales[0], layout.d_input]))]
+    #[fusion(dtype = *dtype, shape = Shape::new([scales[0], layout.d_input]))]
     fn dequantize_tokens(
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 
     /// `x + λ·(Qa(x) − x)`, `[tokens, d_input]`.
@@ -50,12 +52,13 @@ pub(super) trait CubeOps: Backend {
     fn absmean(w: FloatTensor<Self>, granularity: Granularity) -> FloatTensor<Self>;
 
     /// `w + λ·(Q(w) − w)` with the scales of `w`, `[d_output, d_input]`.
-    #[fusion(dtype = w, shape = w)]
+    #[fusion(dtype = *dtype, shape = w)]
     fn blend_weight(
         w: FloatTensor<Self>,
         scales: FloatTensor<Self>,
         granularity: Granularity,
         lambda: f32,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 
     /// The words and scales of a latent weight, as [`PackedWeight`](crate::PackedWeight) has them.
@@ -67,13 +70,14 @@ pub(super) trait CubeOps: Backend {
     fn pack(w: FloatTensor<Self>, granularity: Granularity) -> (IntTensor<Self>, FloatTensor<Self>);
 
     /// `acc · (w_scale · x_scale)` of quantized tokens and a packed weight, `[tokens, d_output]`.
-    #[fusion(dtype = x_scales, shape = Shape::new([x_scales[0], layout.d_output]))]
+    #[fusion(dtype = *dtype, shape = Shape::new([x_scales[0], layout.d_output]))]
     fn product(
         codes: IntTensor<Self>,
         x_scales: FloatTensor<Self>,
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 }
 
@@ -95,8 +99,9 @@ impl CubeOps for CubeBackend {
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self> {
-        launch::dequantize_tokens(codes, scales, layout, true)
+        launch::dequantize_tokens(codes, scales, layout, true, dtype)
     }
 
     fn blend_tokens(x: FloatTensor<Self>, bits: Bits, lambda: f32) -> FloatTensor<Self> {
@@ -112,8 +117,9 @@ impl CubeOps for CubeBackend {
         scales: FloatTensor<Self>,
         granularity: Granularity,
         lambda: f32,
+        dtype: DType,
     ) -> FloatTensor<Self> {
-        launch::blend_weight(w, scales, granularity, lambda)
+        launch::blend_weight(w, scales, granularity, lambda, dtype)
     }
 
     fn pack(w: FloatTensor<Self>, granularity: Granularity) -> (IntTensor<Self>, FloatTensor<Self>) {
@@ -126,15 +132,14 @@ impl CubeOps for CubeBackend {
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self> {
         let [tokens] = x_scales.shape().dims();
         if tokens <= FEW_TOKENS || matches!(layout.granularity, Granularity::Group(_)) {
-            return launch::product(codes, x_scales, words, scales, layout);
+            return launch::product(codes, x_scales, words, scales, layout, dtype);
         }
-        let x = launch::dequantize_tokens(codes, x_scales.clone(), layout, false);
-        let w = launch::dequantize_weight(words, scales.clone(), layout, false);
-        let sums = Self::float_matmul(x, Self::float_transpose(w));
-        launch::scale(sums, scales, x_scales, layout.granularity)
+        let sums = launch::sums(codes, x_scales.clone(), words, scales.clone(), layout);
+        launch::scale(sums, scales, x_scales, layout.granularity, dtype)
     }
 }
 
@@ -146,15 +151,17 @@ impl PackedOps for CubeBackend {
         layout: PackedLayout,
         bits: Bits,
     ) -> FloatTensor<Self> {
+        let dtype = x.dtype;
         let (codes, x_scales) = Self::quantize_tokens(x, layout.segment(), bits);
-        Self::product(codes, x_scales, words, scales, layout)
+        Self::product(codes, x_scales, words, scales, layout, dtype)
     }
 
     fn packed_dequantize(
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
         layout: PackedLayout,
+        dtype: DType,
     ) -> FloatTensor<Self> {
-        launch::dequantize_weight(words, scales, layout, true)
+        launch::dequantize_weight(words, scales, layout, true, dtype)
     }
 }

@@ -53,17 +53,18 @@ fn add_block(
 /// - `codes`: `[tokens, blocks]` of four words, `x_scales`: `[tokens]`
 /// - `y`: `[tokens, d_output]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn product(
+pub(in super::super) fn product<Y: Float>(
     words: &[u32],
     w_scales: &[f32],
     codes: &[Vector<u32, Const<4>>],
     x_scales: &[f32],
-    y: &mut [f32],
+    y: &mut [Y],
     tokens: usize,
     d_output: usize,
     blocks: usize,
     #[comptime] per_tensor: bool,
     #[comptime] cube_tokens: usize,
+    #[define(Y)] _type: ElemType,
 ) {
     let tiles = d_output.div_ceil(TILE_ROWS);
     let (tile, first_token) = (CUBE_POS % tiles, CUBE_POS / tiles * cube_tokens);
@@ -97,7 +98,7 @@ pub(in super::super) fn product(
             sum += shared[(split * cube_tokens + t) * TILE_ROWS + lane];
         }
         let scale = w_scales[scale_at(row, 0, 1, per_tensor)] * x_scales[token];
-        y[token * d_output + row] = f32::cast_from(sum) * scale;
+        y[token * d_output + row] = Y::cast_from(f32::cast_from(sum) * scale);
     }
 }
 
@@ -109,17 +110,18 @@ pub(in super::super) fn product(
 /// - `words`: `[tiles, segments · segment_blocks, 32]`, `w_scales`: `[tiles, segments, 32]`
 /// - the others as in [`product`]
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn product_of_groups(
+pub(in super::super) fn product_of_groups<Y: Float>(
     words: &[u32],
     w_scales: &[f32],
     codes: &[Vector<u32, Const<4>>],
     x_scales: &[f32],
-    y: &mut [f32],
+    y: &mut [Y],
     tokens: usize,
     d_output: usize,
     segments: usize,
     segment_blocks: usize,
     #[comptime] cube_tokens: usize,
+    #[define(Y)] _type: ElemType,
 ) {
     let blocks = segments * segment_blocks;
     let tiles = d_output.div_ceil(TILE_ROWS);
@@ -165,7 +167,7 @@ pub(in super::super) fn product_of_groups(
     }
     let token = first_token + split;
     if split < cube_tokens && token < tokens && row < d_output {
-        y[token * d_output + row] = total;
+        y[token * d_output + row] = Y::cast_from(total);
     }
 }
 
@@ -175,16 +177,17 @@ pub(in super::super) fn product_of_groups(
 /// - `words`: `[tiles, segments · segment_blocks, 32]`, `scales`: `[1]` or `[tiles, segments, 32]`
 /// - `w`: `[d_output, d_input]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn dequantize(
+pub(in super::super) fn dequantize<W: Float>(
     words: &[u32],
     scales: &[f32],
-    w: &mut [f32],
+    w: &mut [W],
     d_output: usize,
     d_input: usize,
     segment: usize,
     segment_blocks: usize,
     #[comptime] per_tensor: bool,
     #[comptime] scaled: bool,
+    #[define(W)] _type: ElemType,
 ) {
     let (row, input) = (ABSOLUTE_POS / d_input, ABSOLUTE_POS % d_input);
     if row >= d_output {
@@ -198,27 +201,43 @@ pub(in super::super) fn dequantize(
     let place = (within % 16) as u32;
     let digit = (word >> (8 * (place % 4) + 2 * (place / 4))) & 3;
     let code = f32::cast_from(digit) - 1.0;
-    w[ABSOLUTE_POS] = if scaled { code * scales[scale_at(row, at, segments, per_tensor)] } else { code };
+    let scale = if scaled { scales[scale_at(row, at, segments, per_tensor)] } else { 1.0f32.runtime() };
+    w[ABSOLUTE_POS] = W::cast_from(code * scale);
+}
+
+/// The codes of a packed weight as quantized tokens have theirs, a byte each and four in a word: one unit per word.
+///
+/// # Shapes
+/// - `words`: `[tiles, blocks, 32]`; `codes`: `[d_output, 4 · blocks]`
+#[cube(launch, address_type = "dynamic")]
+pub(in super::super) fn bytes(words: &[u32], codes: &mut [u32], d_output: usize, blocks: usize) {
+    let (row, at) = (ABSOLUTE_POS / (4 * blocks), ABSOLUTE_POS % (4 * blocks));
+    if row >= d_output {
+        terminate!();
+    }
+    let word = words[(row / TILE_ROWS * blocks + at / 4) * TILE_ROWS + row % TILE_ROWS];
+    codes[ABSOLUTE_POS] = u32::reinterpret(ternary_bytes(word >> (2 * (at % 4) as u32)));
 }
 
 /// `acc · (w_scale · x_scale)` of accumulators that a matrix product of codes gave, one unit per value.
 ///
 /// # Shapes
-/// - `sums`, `y`: `[tokens, d_output]`, `w_scales`: `[1]` or `[tiles, 32]`, `x_scales`: `[tokens]`
+/// - `sums`, f32 or i32, `y`: `[tokens, d_output]`, `w_scales`: `[1]` or `[tiles, 32]`, `x_scales`: `[tokens]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn scale(
-    sums: &[f32],
+pub(in super::super) fn scale<S: Numeric, Y: Float>(
+    sums: &[S],
     w_scales: &[f32],
     x_scales: &[f32],
-    y: &mut [f32],
+    y: &mut [Y],
     tokens: usize,
     d_output: usize,
     #[comptime] per_tensor: bool,
+    #[define(S, Y)] _types: [ElemType; 2],
 ) {
     let (token, row) = (ABSOLUTE_POS / d_output, ABSOLUTE_POS % d_output);
     if token >= tokens {
         terminate!();
     }
     let scale = w_scales[scale_at(row, 0, 1, per_tensor)] * x_scales[token];
-    y[ABSOLUTE_POS] = sums[ABSOLUTE_POS] * scale;
+    y[ABSOLUTE_POS] = Y::cast_from(f32::cast_from(sums[ABSOLUTE_POS]) * scale);
 }

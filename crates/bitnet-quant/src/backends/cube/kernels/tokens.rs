@@ -25,11 +25,11 @@ fn cube_max(value: u32) -> u32 {
 
 /// `t = high / max(max|x|, eps)` of one token. Every unit of the cube must call it.
 #[cube]
-fn token_factor(x: &[f32], high: f32) -> f32 {
+fn token_factor<X: Float>(x: &[X], high: f32) -> f32 {
     let mut absmax = EPS_BITS.runtime();
     let mut at = UNIT_POS as usize;
     while at < x.len() {
-        absmax = max(absmax, u32::reinterpret(x[at]) & MAGNITUDE);
+        absmax = max(absmax, u32::reinterpret(f32::cast_from(x[at])) & MAGNITUDE);
         at += UNITS;
     }
     high / f32::reinterpret(cube_max(absmax))
@@ -44,8 +44,8 @@ fn token_factor(x: &[f32], high: f32) -> f32 {
 /// - `x`: `[tokens, d_input]`
 /// - `codes`: `[tokens, segments · segment_words]`, `scales`: `[tokens]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn quantize(
-    x: &[f32],
+pub(in super::super) fn quantize<X: Float>(
+    x: &[X],
     codes: &mut [u32],
     scales: &mut [f32],
     tokens: usize,
@@ -53,6 +53,7 @@ pub(in super::super) fn quantize(
     segment: usize,
     segment_words: usize,
     high: f32,
+    #[define(X)] _type: ElemType,
 ) {
     let token = CUBE_POS;
     if token >= tokens {
@@ -72,7 +73,7 @@ pub(in super::super) fn quantize(
         #[unroll]
         for byte in 0..4usize {
             if start + byte < segment {
-                let code = i32::cast_from(code(x[input + byte], t, -high - 1.0, high));
+                let code = i32::cast_from(code(f32::cast_from(x[input + byte]), t, -high - 1.0, high));
                 word |= (u32::reinterpret(code) & 0xff) << (8 * byte as u32);
             }
         }
@@ -86,14 +87,15 @@ pub(in super::super) fn quantize(
 /// # Shapes
 /// - `x`, `y`: `[tokens, d_input]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn blend(
-    x: &[f32],
-    y: &mut [f32],
+pub(in super::super) fn blend<X: Float>(
+    x: &[X],
+    y: &mut [X],
     tokens: usize,
     d_input: usize,
     high: f32,
     lambda: f32,
     #[comptime] quantized: bool,
+    #[define(X)] _type: ElemType,
 ) {
     let token = CUBE_POS;
     if token >= tokens {
@@ -104,8 +106,9 @@ pub(in super::super) fn blend(
     let scale = f32::recip(t);
     let mut at = UNIT_POS as usize;
     while at < d_input {
-        let value = code(x[at], t, -high - 1.0, high) * scale;
-        y[token * d_input + at] = if quantized { value } else { x[at] + (value - x[at]) * lambda };
+        let x = f32::cast_from(x[at]);
+        let value = code(x, t, -high - 1.0, high) * scale;
+        y[token * d_input + at] = X::cast_from(if quantized { value } else { x + (value - x) * lambda });
         at += UNITS;
     }
 }
@@ -116,15 +119,16 @@ pub(in super::super) fn blend(
 /// - `codes`: `[tokens, segments · segment_words]`, `scales`: `[tokens]`
 /// - `y`: `[tokens, d_input]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn dequantize(
+pub(in super::super) fn dequantize<Y: Float>(
     codes: &[u32],
     scales: &[f32],
-    y: &mut [f32],
+    y: &mut [Y],
     tokens: usize,
     d_input: usize,
     segment: usize,
     segment_words: usize,
     #[comptime] scaled: bool,
+    #[define(Y)] _type: ElemType,
 ) {
     let (token, input) = (ABSOLUTE_POS / d_input, ABSOLUTE_POS % d_input);
     if token >= tokens {
@@ -135,5 +139,5 @@ pub(in super::super) fn dequantize(
     let byte = word >> (8 * (input % segment % 4) as u32) & 0xff;
     // Eight bits with a sign: flipping it and subtracting its weight extends it.
     let code = f32::cast_from(i32::cast_from(byte ^ 0x80) - 0x80);
-    y[ABSOLUTE_POS] = if scaled { code * scales[token] } else { code };
+    y[ABSOLUTE_POS] = Y::cast_from(if scaled { code * scales[token] } else { code });
 }

@@ -98,16 +98,17 @@ pub(in super::super) fn absmean(
 /// # Shapes
 /// - `w`, `y`: `[d_output, d_input]`, `scales`: `[1]` or `[tiles, segments, 32]`
 #[cube(launch, address_type = "dynamic")]
-pub(in super::super) fn blend(
+pub(in super::super) fn blend<Y: Float>(
     w: &[f32],
     scales: &[f32],
-    y: &mut [f32],
+    y: &mut [Y],
     d_output: usize,
     d_input: usize,
     segment: usize,
     lambda: f32,
     #[comptime] per_tensor: bool,
     #[comptime] quantized: bool,
+    #[define(Y)] _type: ElemType,
 ) {
     let (row, input) = (ABSOLUTE_POS / d_input, ABSOLUTE_POS % d_input);
     if row >= d_output {
@@ -116,7 +117,7 @@ pub(in super::super) fn blend(
     let scale = scales[scale_at(row, input / segment, d_input / segment, per_tensor)];
     let w = w[ABSOLUTE_POS];
     let value = code(w, f32::recip(scale), -1.0, 1.0) * scale;
-    y[ABSOLUTE_POS] = if quantized { value } else { w + (value - w) * lambda };
+    y[ABSOLUTE_POS] = Y::cast_from(if quantized { value } else { w + (value - w) * lambda });
 }
 
 /// The codes at two bits each, one unit per word, in the order of [`bitnet_cpu::PackedTernary`].
