@@ -46,6 +46,10 @@ pub(crate) fn run(cargo: &Cargo, options: &Options) -> Result<(), Error> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--features", FEATURES, "--", "-D", "warnings"];
     cargo.run("cargo clippy", without_llvm(&mut cargo.command(clippy)))?;
 
+    heading("the libraries without a backend");
+    let check = ["check", "--no-default-features", "--package", "bitnet-arch"];
+    cargo.run("cargo check", &mut cargo.command(check))?;
+
     heading("documentation");
     let mut doc = cargo.command(["doc", "--workspace", "--no-deps", "--features", FEATURES]);
     cargo.run("cargo doc", without_llvm(doc.env("RUSTDOCFLAGS", "-D warnings")))?;
