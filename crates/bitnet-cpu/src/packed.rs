@@ -16,7 +16,7 @@ pub(crate) const TILE_ROWS: usize = 32;
 pub(crate) const BLOCK_INPUTS: usize = 16;
 
 /// Rows that are read side by side when they are packed.
-const PACKED_ROWS: usize = 8;
+pub(crate) const PACKED_ROWS: usize = 8;
 
 /// The codes of 32 rows × 16 inputs; see [`PackedTernary`] for the order.
 pub(crate) type Block = [u8; TILE_ROWS * BLOCK_INPUTS / 4];

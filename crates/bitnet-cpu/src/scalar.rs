@@ -7,7 +7,7 @@ use std::array::from_fn;
 use half::f16;
 
 use crate::kernel::{Accumulators, LANES, Primitives};
-use crate::packed::{BLOCK_INPUTS, Block, TILE_ROWS};
+use crate::packed::{BLOCK_INPUTS, Block, PACKED_ROWS, TILE_ROWS};
 
 /// Functions of plain Rust that other processors compile for several instruction sets.
 #[cfg(not(target_arch = "x86_64"))]
@@ -128,13 +128,44 @@ fn clamped(value: f32, [low, high]: [f32; 2]) -> f32 {
 /// Words of ternary codes; see [`Primitives::pack`].
 #[inline(always)]
 pub(crate) fn pack(rows: &[&[f32]], factors: &[f32], words: &mut [i32]) {
-    for (row, (w, factor)) in rows.iter().zip(factors).enumerate() {
-        for (w, words) in w.chunks(BLOCK_INPUTS).zip(words.chunks_mut(TILE_ROWS)) {
-            let mut codes = [0; BLOCK_INPUTS];
-            quantize(w, *factor, [-1.0, 1.0], &mut codes[..w.len()]);
-            words[row] = word(codes);
+    if let Ok(rows) = <[&[f32]; PACKED_ROWS]>::try_from(rows) {
+        return pack_rows(rows, factors, words);
+    }
+    for (row, (w, factor)) in rows.iter().zip(factors.chunks(1)).enumerate() {
+        pack_rows([*w], factor, &mut words[row..]);
+    }
+}
+
+/// So many rows side by side.
+#[inline(always)]
+fn pack_rows<const ROWS: usize>(rows: [&[f32]; ROWS], factors: &[f32], words: &mut [i32]) {
+    let inputs = rows[0].len();
+    let whole = rows.map(|row| &row.as_chunks().0[..inputs / BLOCK_INPUTS]);
+    let factors: [f32; ROWS] = from_fn(|row| factors[row]);
+    let mut words = words.chunks_mut(TILE_ROWS);
+    for (at, words) in (0..inputs / BLOCK_INPUTS).zip(&mut words) {
+        for (row, factor) in factors.iter().enumerate() {
+            words[row] = word_of(whole[row][at].map(|w| w * factor));
         }
     }
+    if let Some(words) = words.next() {
+        for (row, factor) in factors.iter().enumerate() {
+            let mut padded = [0.0; BLOCK_INPUTS];
+            let rest = rows[row].as_chunks::<BLOCK_INPUTS>().1;
+            padded.iter_mut().zip(rest).for_each(|(padded, w)| *padded = w * factor);
+            words[row] = word_of(padded);
+        }
+    }
+}
+
+/// The word of sixteen weights, multiplied by their factor. A digit counts comparisons in place of rounding: it is 2 above ½
+/// and 0 below −½ or of NaN; at both ties it is 1.
+#[inline(always)]
+fn word_of(w: [f32; BLOCK_INPUTS]) -> i32 {
+    let digits = w.map(|w| i32::from(w > 0.5) + i32::from(w >= -0.5));
+    let bytes: [i32; 4] =
+        from_fn(|k| digits[k] | digits[4 + k] << 2 | digits[8 + k] << 4 | digits[12 + k] << 6);
+    bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24
 }
 
 /// The word of sixteen codes, as [`PackedTernary`](crate::PackedTernary) draws it.

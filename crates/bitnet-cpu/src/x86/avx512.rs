@@ -174,9 +174,11 @@ fn pack<const ROWS: usize>(rows: [&[f32]; ROWS], factors: &[f32], words: &mut [i
     for (words, first) in words.chunks_mut(TILE_ROWS).zip((0..inputs).step_by(BLOCK_INPUTS)) {
         let present = u16::MAX >> (BLOCK_INPUTS - (inputs - first).min(BLOCK_INPUTS));
         for ((word, row), factor) in words.iter_mut().zip(rows).zip(factors) {
-            // SAFETY: the mask lets the row's numbers be read; the others are zeros, which the codes of the padding are.
+            // SAFETY: the mask lets the row's numbers be read.
             let w = unsafe { _mm512_maskz_loadu_ps(present, row.as_ptr().add(first)) };
-            let w = _mm512_permutexvar_ps(order, _mm512_mul_ps(w, _mm512_set1_ps(factor)));
+            // The others are zeros, as the codes of the padding are, also where the factor is NaN.
+            let w = _mm512_maskz_mul_ps(present, w, _mm512_set1_ps(factor));
+            let w = _mm512_permutexvar_ps(order, w);
             let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, half);
             let zero = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(!above, w, minus_half);
             *word = (_pdep_u32(above.into(), 0xaaaa_aaaa) | _pdep_u32(zero.into(), 0x5555_5555)) as i32;
