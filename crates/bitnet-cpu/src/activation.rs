@@ -6,6 +6,9 @@ use crate::error::check_length;
 use crate::weight::EPS;
 use crate::{CpuError, Kernel};
 
+/// So many codes, and the four times as many bytes that they are made of, are more than caches hold until they are read.
+const STREAMED: usize = 1 << 26;
+
 /// Tokens quantized by absmax: `x ≈ codes · scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedActivations {
@@ -66,17 +69,24 @@ impl Kernel {
         let high = ((1 << (bits - 1)) - 1) as f32;
         let primitives = self.primitives();
         let chunk = d_input.max(1);
+        let run = tokens.div_ceil(4 * rayon::current_num_threads()).max((1 << 14) / chunk + 1);
+        let streamed = codes.len() >= STREAMED;
         codes
-            .par_chunks_mut(chunk)
-            .zip(x.par_chunks(chunk))
-            .zip(scales)
-            .with_min_len((1 << 14) / chunk + 1)
-            .for_each(|((codes, x), scale)| {
-                let absmax = primitives.absmax(x);
-                // Not `f32::max`, which would hide a NaN.
-                let factor = high / if absmax < EPS { EPS } else { absmax };
-                primitives.quantize(x, factor, [-high - 1.0, high], codes);
-                *scale = factor.recip();
+            .par_chunks_mut(run * chunk)
+            .zip(x.par_chunks(run * chunk))
+            .zip(scales.par_chunks_mut(run))
+            .for_each(|((codes, x), scales)| {
+                let mut absmax = primitives.absmax(&x[..chunk]);
+                let next = x.chunks(chunk).skip(1).chain([&[][..]]);
+                for (((codes, x), next), scale) in
+                    codes.chunks_mut(chunk).zip(x.chunks(chunk)).zip(next).zip(scales)
+                {
+                    // Not `f32::max`, which would hide a NaN.
+                    let factor = high / if absmax < EPS { EPS } else { absmax };
+                    let range = [-high - 1.0, high];
+                    absmax = primitives.quantize_and_absmax(x, factor, range, codes, next, streamed);
+                    *scale = factor.recip();
+                }
             });
         Ok(())
     }

@@ -53,9 +53,23 @@ pub(crate) trait Primitives: Send + Sync {
     /// `codes = clamp(round(x · factor), low, high)`, ties to even.
     fn quantize(&self, x: &[f32], factor: f32, range: [f32; 2], codes: &mut [i8]);
 
+    /// [`quantize`](Self::quantize), and `max|next|`: of as many numbers or none, which memory may deliver meanwhile. Codes
+    /// that are `streamed` may go past the caches.
+    fn quantize_and_absmax(
+        &self,
+        x: &[f32],
+        factor: f32,
+        range: [f32; 2],
+        codes: &mut [i8],
+        next: &[f32],
+        _streamed: bool,
+    ) -> f32 {
+        self.quantize(x, factor, range, codes);
+        self.absmax(next)
+    }
+
     /// [`quantize`](Self::quantize) to ternary codes of up to `PACKED_ROWS` equally long rows, each with its factor. Sixteen
-    /// codes of a
-    /// row make a word, the last one padded; the rows' words stand side by side in every 32nd place of `words`.
+    /// codes of a row make a word, the last one padded; the rows' words stand side by side in every 32nd place of `words`.
     fn pack(&self, rows: &[&[f32]], factors: &[f32], words: &mut [i32]);
 
     /// `Σ|w|` by folding halves; `folded` is scratch of at least n numbers.

@@ -64,6 +64,24 @@ impl Primitives for Avx512 {
         }
     }
 
+    fn quantize_and_absmax(
+        &self,
+        x: &[f32],
+        factor: f32,
+        range: [f32; 2],
+        codes: &mut [i8],
+        next: &[f32],
+        streamed: bool,
+    ) -> f32 {
+        if next.len() != x.len() || codes.len() != x.len() {
+            self.quantize(x, factor, range, codes);
+            return self.absmax(next);
+        }
+        let streamed = streamed && codes.as_ptr().addr().is_multiple_of(16);
+        // SAFETY: `self` proves AVX-512 F and BW; the three are equally long.
+        unsafe { quantize_and_absmax(x, factor, range, codes, next, streamed) }
+    }
+
     fn dot_f16(&self, w: &[f16], x: &[f32]) -> f32 {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { dot_f16(w, x) }
@@ -186,6 +204,66 @@ fn pack<const ROWS: usize>(rows: [&[f32]; ROWS], factors: &[f32], words: &mut [i
     }
 }
 
+/// The two in one loop, so that memory is read all the time, and `next` at four places, which memory serves faster than one.
+///
+/// # Safety
+/// The slices are equally long. Codes that are streamed are aligned to 16 bytes.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn quantize_and_absmax(
+    x: &[f32],
+    factor: f32,
+    range: [f32; 2],
+    codes: &mut [i8],
+    next: &[f32],
+    streamed: bool,
+) -> f32 {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let magnitude = _mm512_set1_epi32(i32::MAX);
+    let [low, high] = [_mm512_set1_ps(range[0]), _mm512_set1_ps(range[1])];
+    let steps = x.len() / 64;
+    let mut most = [_mm512_setzero_si512(); 4];
+    for step in 0..steps {
+        let mut rounded = [_mm512_setzero_si512(); 4];
+        for i in 0..4 {
+            let next = next.as_ptr().wrapping_add(16 * (i * steps + step));
+            // What is read four steps later: nothing needs to be there.
+            _mm_prefetch::<_MM_HINT_T0>(next.cast::<i8>().wrapping_add(256));
+            // SAFETY: sixteen numbers of each are within the 64 · steps that `next` and `x` have.
+            let (next, x) = unsafe {
+                (_mm512_loadu_si512(next.cast()), _mm512_loadu_ps(x.as_ptr().add(64 * step + 16 * i)))
+            };
+            most[i] = _mm512_max_epi32(most[i], _mm512_and_si512(next, magnitude));
+            // The second operand, if the first is NaN.
+            let x = _mm512_max_ps(_mm512_mul_ps(x, _mm512_set1_ps(factor)), low);
+            rounded[i] = _mm512_cvtps_epi32(_mm512_min_ps(x, high));
+        }
+        let [a, b, c, d] = rounded;
+        let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+        let bytes = _mm512_permutexvar_epi32(order, bytes);
+        // SAFETY: 64 codes are within the 64 · steps that `codes` has; the caller vouches for the alignment.
+        unsafe {
+            let codes = codes.as_mut_ptr().add(64 * step);
+            if streamed {
+                let codes = codes.cast::<__m128i>();
+                _mm_stream_si128(codes, _mm512_extracti32x4_epi32::<0>(bytes));
+                _mm_stream_si128(codes.add(1), _mm512_extracti32x4_epi32::<1>(bytes));
+                _mm_stream_si128(codes.add(2), _mm512_extracti32x4_epi32::<2>(bytes));
+                _mm_stream_si128(codes.add(3), _mm512_extracti32x4_epi32::<3>(bytes));
+            } else {
+                _mm512_storeu_si512(codes.cast(), bytes);
+            }
+        }
+    }
+    if streamed {
+        _mm_sfence(); // before other threads read them
+    }
+    scalar::quantize(&x[64 * steps..], factor, range, &mut codes[64 * steps..]);
+    let [a, b, c, d] = most;
+    let most = _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d)));
+    let rest = scalar::absmax(&next[64 * steps..]).to_bits();
+    f32::from_bits(rest.max(most as u32)) // a NaN has the larger bits
+}
+
 #[target_feature(enable = "avx512f")]
 fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
     let (w, w_rest) = w.as_chunks::<LANES>();
@@ -210,4 +288,37 @@ fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
     }
     scalar::add_products(&mut lanes, w_rest, x_rest);
     scalar::fold(&mut lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every remainder of 64 codes, aligned or not; ties, NaN and infinities; the last maximum that is read.
+    #[test]
+    fn quantizing_beside_a_maximum_is_the_two() {
+        let Some(avx512) = Avx512::get() else { return };
+        let special =
+            [0.5, -0.5, 1.5, 126.5, -127.5, 300.0, -300.0, f32::NAN, f32::INFINITY, -0.0, 1e-30, 7.25];
+        for len in 0..200 {
+            let x: Vec<f32> = special.iter().copied().cycle().take(len).collect();
+            let mut next: Vec<f32> = (0..len).map(|i| (i as f32 - 90.0) / 3.0).collect();
+            for (at, largest) in [(len / 3, f32::NAN), (len.saturating_sub(1), -99.0)] {
+                next.get_mut(at).into_iter().for_each(|next| *next = largest);
+                for (range, factor) in
+                    [([-128.0, 127.0], 1.0), ([-8.0, 7.0], 0.5), ([-128.0, 127.0], f32::NAN)]
+                {
+                    let mut expected = vec![0; len];
+                    scalar::quantize(&x, factor, range, &mut expected);
+                    for (streamed, next) in [(false, &next[..]), (true, &next), (true, &[])] {
+                        let mut codes = vec![0; len + 1];
+                        let codes = &mut codes[len % 2..][..len];
+                        let found = avx512.quantize_and_absmax(&x, factor, range, codes, next, streamed);
+                        assert_eq!(codes, expected, "{len}");
+                        assert_eq!(found.to_bits(), scalar::absmax(next).to_bits(), "{len}");
+                    }
+                }
+            }
+        }
+    }
 }
