@@ -192,6 +192,8 @@ fn pack<const ROWS: usize>(rows: [&[f32]; ROWS], factors: &[f32], words: &mut [i
     for (words, first) in words.chunks_mut(TILE_ROWS).zip((0..inputs).step_by(BLOCK_INPUTS)) {
         let present = u16::MAX >> (BLOCK_INPUTS - (inputs - first).min(BLOCK_INPUTS));
         for ((word, row), factor) in words.iter_mut().zip(rows).zip(factors) {
+            // What is read eight blocks later: nothing needs to be there.
+            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(first).cast::<i8>().wrapping_add(512));
             // SAFETY: the mask lets the row's numbers be read.
             let w = unsafe { _mm512_maskz_loadu_ps(present, row.as_ptr().add(first)) };
             // The others are zeros, as the codes of the padding are, also where the factor is NaN.
