@@ -200,11 +200,24 @@ impl Kernel {
         d_input: usize,
         granularity: Granularity,
     ) -> Result<PackedTernary<'static>, CpuError> {
-        let scales = self.absmean(w, d_output, d_input, granularity)?;
         let shape = Shape::new(d_output, d_input, granularity)?;
-        let mut words = zeros_in_huge_pages(shape.words());
+        let (words, scales) = (zeros_in_huge_pages(shape.words()), vec![0.0; shape.tiled_scales()]);
+        let mut packed = PackedTernary { shape, words: words.into(), scales: scales.into() };
+        self.absmean_pack_to(w, &mut packed)?;
+        Ok(packed)
+    }
+
+    /// The same into the memory of a packed weight, whose shape and granularity `w` has.
+    ///
+    /// # Errors
+    /// [`CpuError::Length`] if `w` does not have the shape.
+    pub fn absmean_pack_to(self, w: &[f32], packed: &mut PackedTernary) -> Result<(), CpuError> {
+        let PackedTernary { shape, words, scales: tiled_scales } = packed;
+        let Shape { d_output, d_input, granularity } = *shape;
+        let scales = self.absmean(w, d_output, d_input, granularity)?;
         let (per_tile, segment) = (shape.blocks() * TILE_ROWS, shape.segment());
         words
+            .to_mut()
             .par_chunks_mut(per_tile)
             .zip(w.par_chunks(TILE_ROWS * d_input))
             .enumerate()
@@ -224,7 +237,8 @@ impl Kernel {
                     }
                 }
             });
-        Ok(PackedTernary { shape, words: words.into(), scales: tiled(&scales, &shape).into() })
+        *tiled_scales = tiled(&scales, shape).into();
+        Ok(())
     }
 }
 

@@ -134,6 +134,10 @@ fn weights_packed_on_the_way_have_the_same_ties() {
             let packed = kernel.absmean_pack(&w, 9, 18, Granularity::Row).unwrap();
             assert_eq!(packed.words(), plain.words(), "{kernel:?}, {x}"); // the padding too
             assert!(!packed.scales()[1].is_finite() && packed.scales()[2].is_finite());
+            let mut other = kernel.absmean_pack(&[2.0; 9 * 18], 9, 18, Granularity::Row).unwrap();
+            kernel.absmean_pack_to(&w, &mut other).unwrap();
+            assert_eq!(other.words(), packed.words(), "{kernel:?}, {x}");
+            assert!(kernel.absmean_pack_to(&w[1..], &mut other).is_err());
         }
     }
 }
