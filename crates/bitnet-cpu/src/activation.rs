@@ -69,7 +69,7 @@ impl Kernel {
         let high = ((1 << (bits - 1)) - 1) as f32;
         let primitives = self.primitives();
         let chunk = d_input.max(1);
-        let run = tokens.div_ceil(4 * rayon::current_num_threads()).max((1 << 14) / chunk + 1);
+        let run = tokens.div_ceil(16 * rayon::current_num_threads()).max((1 << 14) / chunk + 1);
         let streamed = codes.len() >= STREAMED;
         codes
             .par_chunks_mut(run * chunk)
