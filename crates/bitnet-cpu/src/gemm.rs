@@ -11,7 +11,9 @@ use crate::error::check_length;
 use crate::kernel::vectorized;
 use crate::packed::{BLOCK_INPUTS, TILE_ROWS};
 #[cfg(target_arch = "x86_64")]
-use crate::x86::Tiles;
+use crate::split;
+#[cfg(target_arch = "x86_64")]
+use crate::x86::{Amx, Tiles};
 use crate::{CpuError, Kernel, PackedTernary};
 
 /// Rows of a tile of the result.
@@ -22,6 +24,8 @@ pub(crate) const LINE: usize = 16;
 const LINES: usize = 3;
 /// Terms that are summed before the result is touched: a panel of so many steps stays in the first cache.
 const STEPS: usize = 192;
+/// Rows and steps of which a product has fewer than AMX takes at a time.
+const FEW: usize = 32;
 /// Rows and columns of what a task packs at a time, for the second cache.
 const BLOCK: [usize; 2] = [256, 576];
 
@@ -33,9 +37,9 @@ pub(crate) struct Line(pub(crate) [f32; LINE]);
 /// An f32 matrix where it lies: rows, or the columns of its transpose, at a distance from each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    values: &'a [f32],
-    stride: usize,
-    transposed: bool,
+    pub(crate) values: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) transposed: bool,
 }
 
 impl<'a> Matrix<'a> {
@@ -89,8 +93,14 @@ pub enum Right<'a> {
 /// f32 products for processors with AVX-512: `Σ a·b`, in ascending order within runs of at most 192 terms, with one
 /// rounding for multiplication and addition together; the runs' sums are then added in ascending order. So the bits depend
 /// on neither threads nor position.
+///
+/// With AMX, products with codes are those of three bf16 that add up to the f32, each exact, and the sums are in another
+/// order, which depends on neither too.
 #[derive(Clone, Copy)]
-pub struct Gemm(Tiles);
+pub struct Gemm {
+    tiles: Tiles,
+    amx: Option<Amx>,
+}
 
 /// No other processor has these products.
 #[cfg(not(target_arch = "x86_64"))]
@@ -115,10 +125,21 @@ impl Tiles {
     }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy)]
+enum Amx {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Amx {
+    fn get() -> Option<Self> {
+        None
+    }
+}
+
 impl Gemm {
     /// The products, if this processor has AVX-512.
     pub fn new() -> Option<Self> {
-        Tiles::get().map(Self)
+        Some(Self { tiles: Tiles::get()?, amx: Amx::get() })
     }
 
     /// `out = a · b`.
@@ -160,10 +181,17 @@ impl Gemm {
             _ => Vec::new(),
         };
         let b = if unpacked.is_empty() { b } else { Right::Floats(Matrix::rows(&unpacked, n)) };
-        let [rows, columns] = task_size(m, n, (m * n).saturating_mul(k));
+        let split = self.amx.zip(scales(&b)).filter(|_| m >= FEW && k >= FEW);
+        let unit = if split.is_some() { [32, 32] } else { [ROWS, LINES * LINE] };
+        let [rows, columns] = task_size([m, n], unit, (m * n).saturating_mul(k));
         out.par_chunks_mut(rows * n).enumerate().for_each(|(i, out)| {
             split_columns(out, n, columns).into_par_iter().enumerate().for_each(|(j, mut out)| {
-                self.block(a, b, [i * rows, j * columns], k, false, &mut out);
+                let at = [i * rows, j * columns];
+                match split {
+                    #[cfg(target_arch = "x86_64")]
+                    Some((amx, scales)) => split::block(&amx.tiles(), a, (b, scales), at, k, &mut out),
+                    _ => self.block(a, b, at, k, false, &mut out),
+                }
             });
         });
         Ok(())
@@ -254,11 +282,11 @@ impl Gemm {
             let lines = out
                 .each_mut()
                 .map(|out| &mut out[at.clone()].as_chunks_mut::<LINE>().0.as_chunks_mut::<N>().0[0]);
-            self.0.tile(a, stride, b, add, lines);
+            self.tiles.tile(a, stride, b, add, lines);
             return;
         }
         let mut whole = [[[0.0; LINE]; N]; ROWS];
-        self.0.tile(a, stride, b, false, whole.each_mut());
+        self.tiles.tile(a, stride, b, false, whole.each_mut());
         for (out, sums) in out.iter_mut().zip(&whole) {
             for (out, sum) in out[at.clone()].iter_mut().zip(sums.as_flattened()) {
                 *out = if add { *out + sum } else { *sum };
@@ -267,18 +295,28 @@ impl Gemm {
     }
 }
 
-/// Rows and columns of a task: what fits the caches, and less of it where threads would stand idle.
-fn task_size(m: usize, n: usize, work: usize) -> [usize; 2] {
+/// The scale of each step of a right factor whose rows have one each, or that of all; none where columns have their own, and
+/// where there are no codes.
+fn scales<'a>(b: &Right<'a>) -> Option<&'a [f32]> {
+    match *b {
+        Right::Codes { scales, .. } => Some(scales),
+        Right::Ternary(b) if b.shape.segments() == 1 => Some(b.scales()),
+        _ => None,
+    }
+}
+
+/// Rows and columns of a task, multiples of the units: what fits the caches, and less of it where threads would stand idle.
+fn task_size([m, n]: [usize; 2], unit: [usize; 2], work: usize) -> [usize; 2] {
     /// Multiplications below which a second task costs more than it saves.
     const MIN_WORK: usize = 1 << 19;
     let mut parts = [m.div_ceil(BLOCK[0]), n.div_ceil(BLOCK[1])];
     let size = |parts: [usize; 2]| {
-        [m.div_ceil(parts[0]).next_multiple_of(ROWS), n.div_ceil(parts[1]).next_multiple_of(LINES * LINE)]
+        [m.div_ceil(parts[0]).next_multiple_of(unit[0]), n.div_ceil(parts[1]).next_multiple_of(unit[1])]
     };
     let wanted = (2 * rayon::current_num_threads()).min(work / MIN_WORK);
     while parts[0] * parts[1] < wanted {
         let [rows, columns] = size(parts);
-        match (rows > ROWS, columns > LINES * LINE) {
+        match (rows > unit[0], columns > unit[1]) {
             (_, true) if columns >= rows => parts[1] += 1,
             (true, _) => parts[0] += 1,
             (false, true) => parts[1] += 1,
@@ -400,13 +438,19 @@ mod tests {
         (0..m * n).map(|at| (0..k).map(|i| a(at / n, i) * b(i, at % n)).sum()).collect()
     }
 
+    /// With AMX and without, where the processor has them.
+    fn variants() -> Vec<Gemm> {
+        let with_amx = Gemm::new();
+        let without = with_amx.map(|gemm| Gemm { amx: None, ..gemm });
+        with_amx.filter(|gemm| gemm.amx.is_some()).into_iter().chain(without).collect()
+    }
+
     #[test]
     fn every_layout_gives_the_product() {
-        let Some(gemm) = Gemm::new() else {
-            return;
-        };
-        for shape in
+        for (gemm, shape) in
             [[1, 1, 1], [8, 16, 48], [9, 193, 50], [300, 400, 70], [7, 33, 600], [3, 0, 5], [260, 20, 1200]]
+                .into_iter()
+                .flat_map(|shape| variants().into_iter().map(move |gemm| (gemm, shape)))
         {
             let [m, k, n] = shape;
             let (a, b) = (integers(m * k, 1), integers(k * n, 2));
@@ -425,30 +469,26 @@ mod tests {
             let codes: Vec<i8> = b.iter().map(|&b| b as i8).collect();
             let scales: Vec<f32> = (0..k).map(|i| 0.5 * (1 + i % 3) as f32).collect();
             let right = expected(|i, j| a[i * k + j], |i, j| b[i * n + j] * scales[i], shape);
-            let mut out = vec![f32::NAN; m * n];
-            gemm.product(
-                Matrix::rows(&a, k),
-                Right::Codes { codes: &codes, scales: &scales },
-                shape,
-                &mut out,
-            )
-            .unwrap();
-            assert_eq!(out, right, "codes, {shape:?}");
+            for a in [Matrix::rows(&a, k), Matrix::columns(&a_t, m)] {
+                let mut out = vec![f32::NAN; m * n];
+                let b = Right::Codes { codes: &codes, scales: &scales };
+                gemm.product(a, b, shape, &mut out).unwrap();
+                assert_eq!(out, right, "codes, {shape:?}");
+            }
         }
     }
 
     #[test]
     fn packed_weights_are_unpacked_on_the_way() {
-        let Some(gemm) = Gemm::new() else {
-            return;
-        };
-        for (k, n, granularity) in [
-            (40, 80, Granularity::Tensor),
-            (65, 50, Granularity::Row),
-            (70, 192, Granularity::Group(32)),
-            (10, 24, Granularity::Group(8)),
+        for (m, k, n, granularity) in [
+            (11, 40, 80, Granularity::Tensor),
+            (11, 65, 50, Granularity::Row),
+            (40, 70, 192, Granularity::Group(32)),
+            (11, 10, 24, Granularity::Group(8)),
+            (32, 32, 16, Granularity::Tensor),
+            (70, 200, 640, Granularity::Tensor),
+            (45, 165, 96, Granularity::Row),
         ] {
-            let m = 11;
             let a = integers(m * k, 3);
             let codes: Vec<i8> = integers(k * n, 4).iter().map(|&x| (x as i8).signum()).collect();
             let scales = match granularity {
@@ -459,13 +499,52 @@ mod tests {
             let scales: Vec<f32> = (0..scales).map(|i| 0.25 * (1 + i % 5) as f32).collect();
             let weight = PackedTernary::pack(&codes, &scales, k, n, granularity).unwrap();
             let values = weight.dequantize();
+            let expected = expected(|i, j| a[i * k + j], |i, j| values[i * n + j], [m, k, n]);
+            for gemm in variants() {
+                let mut out = vec![f32::NAN; m * n];
+                gemm.product(Matrix::rows(&a, k), Right::Ternary(&weight), [m, k, n], &mut out).unwrap();
+                assert_eq!(out, expected, "{granularity:?}");
+            }
+        }
+    }
+
+    /// Of numbers with all 24 bits and every size, and scales that are no powers of two: as exact as sums of f32 are.
+    #[test]
+    fn codes_are_multiplied_in_full_precision() {
+        let [m, k, n] = [50, 300, 70];
+        let a: Vec<f32> =
+            (0..m * k).map(|i| (i as f32 * 0.7).sin() * 2f32.powi(i as i32 % 60 - 30)).collect();
+        let codes: Vec<i8> = (0..k * n).map(|i| (i * 37 % 255) as u8 as i8).collect();
+        let scales: Vec<f32> = (0..k).map(|i| 0.01 + i as f32 * 0.003).collect();
+        for gemm in variants() {
             let mut out = vec![f32::NAN; m * n];
-            gemm.product(Matrix::rows(&a, k), Right::Ternary(&weight), [m, k, n], &mut out).unwrap();
-            assert_eq!(
-                out,
-                expected(|i, j| a[i * k + j], |i, j| values[i * n + j], [m, k, n]),
-                "{granularity:?}"
-            );
+            let b = Right::Codes { codes: &codes, scales: &scales };
+            gemm.product(Matrix::rows(&a, k), b, [m, k, n], &mut out).unwrap();
+            for (at, out) in out.into_iter().enumerate() {
+                let terms = (0..k).map(|i| {
+                    f64::from(a[at / n * k + i]) * f64::from(codes[i * n + at % n]) * f64::from(scales[i])
+                });
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                assert!((f64::from(out) - sum).abs() < 3e-7 * size, "{at}: {out}, expected {sum} of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows() {
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut a = integers(40 * 50, 5);
+            a[7 * 50 + 20] = x;
+            for gemm in variants() {
+                let mut out = vec![0.0; 40 * 16];
+                let b = Right::Codes { codes: &[1; 50 * 16], scales: &[1.0; 50] };
+                gemm.product(Matrix::rows(&a, 50), b, [40, 50, 16], &mut out).unwrap();
+                let finite: Vec<bool> = out.chunks(16).map(|row| row.iter().all(|y| y.is_finite())).collect();
+                assert!(
+                    !finite[7] && finite.iter().filter(|&&finite| finite).count() == 39,
+                    "{x}: {finite:?}"
+                );
+            }
         }
     }
 
@@ -479,14 +558,16 @@ mod tests {
             integers(n, 7).iter().enumerate().map(|(i, x)| x * (i as f32).sin()).collect()
         };
         let (a, b) = (float(m * k), float(k * n));
-        let product = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let mut out = vec![0.0; m * n];
-            let (a, b) = (Matrix::rows(&a, k), Right::Floats(Matrix::rows(&b, n)));
-            pool.install(|| gemm.product(a, b, shape, &mut out)).unwrap();
-            out
-        };
-        assert_eq!(product(1), product(5));
+        let (codes, scales): (Vec<i8>, _) = (b.iter().map(|x| (x * 30.0) as i8).collect(), vec![0.3; k]);
+        for b in [Right::Floats(Matrix::rows(&b, n)), Right::Codes { codes: &codes, scales: &scales }] {
+            let product = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut out = vec![0.0; m * n];
+                pool.install(|| gemm.product(Matrix::rows(&a, k), b, shape, &mut out)).unwrap();
+                out
+            };
+            assert_eq!(product(1), product(5));
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) const LANES: usize = 32;
 pub(crate) type Accumulators = [[i32; TILE_ROWS]; MAX_TOKENS];
 
 /// Which instructions a kernel proves.
+#[cfg(target_arch = "x86_64")]
 pub(crate) enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
@@ -36,6 +37,7 @@ pub(crate) trait Primitives: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// What functions that are plain Rust are compiled for.
+    #[cfg(target_arch = "x86_64")]
     fn level(&self) -> Level {
         Level::Scalar
     }
@@ -120,6 +122,7 @@ impl Kernel {
         self.0.name()
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn level(self) -> Level {
         self.0.level()
     }

@@ -29,7 +29,8 @@
 //! - Every kernel gives the same bits as the scalar one, whatever the number of threads: integers are exact,
 //!   and each float sum has one order, given at its function. A multiplication and the addition after it
 //!   round separately everywhere.
-//! - [`Gemm`] alone is for AVX-512 only and fuses multiplication and addition; its order does not depend on threads either.
+//! - [`Gemm`] alone is for AVX-512 only and fuses multiplication and addition, and with AMX sums products with codes in tiles; its
+//!   order does not depend on threads either.
 //! - Holding a [`Kernel`] proves that the processor has its instructions.
 //! - A slice of the wrong length is an error that names it. No input makes a function panic.
 //! - A NaN or an infinity makes the scale non-finite, and so shows in the output.
@@ -92,6 +93,8 @@ mod norm;
 mod packed;
 mod scalar;
 mod shape;
+#[cfg(target_arch = "x86_64")]
+mod split;
 mod ternary;
 mod threads;
 mod threshold;

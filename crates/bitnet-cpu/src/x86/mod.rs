@@ -2,11 +2,13 @@
 
 #![allow(unsafe_code, reason = "vector instructions need it")]
 
+mod amx;
 mod avx2;
 mod avx512;
 mod tiles;
 mod vectorized;
 
+pub(crate) use amx::{Amx, AmxTiles};
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use tiles::Tiles;
