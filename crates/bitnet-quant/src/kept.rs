@@ -26,14 +26,15 @@ impl Clone for KeptCodes {
 }
 
 impl KeptCodes {
-    /// The value that was kept for this weight, if it is of this type, and otherwise a new one, which takes its place.
+    /// The value that was kept for this weight, if it is of this type, and otherwise a new one, which takes its place and may
+    /// take its memory.
     pub(crate) fn get<T: Clone + Send + 'static>(
         &self,
         node: NodeId,
         granularity: Granularity,
-        quantize: impl FnOnce() -> T,
+        quantize: impl FnOnce(Option<T>) -> T,
     ) -> T {
-        {
+        let before = {
             let mut slot = self.slot();
             if let Some(kept) = &*slot
                 && (kept.node, kept.granularity) == (node, granularity)
@@ -41,11 +42,11 @@ impl KeptCodes {
             {
                 return value.clone();
             }
-            // So that there are never two.
-            *slot = None;
-        }
+            // Taken, so that there are never two.
+            slot.take().and_then(|kept| kept.value.downcast().ok()).map(|value| *value)
+        };
         // Outside of the lock: kernels run tasks, and one may be another batch of this layer.
-        let value = quantize();
+        let value = quantize(before);
         *self.slot() = Some(Kept { node, granularity, value: Box::new(value.clone()) });
         value
     }
@@ -62,14 +63,19 @@ mod tests {
     #[test]
     fn a_value_serves_its_weight_granularity_and_type_alone() {
         let (kept, [first, second]) = (KeptCodes::default(), [NodeId::new(), NodeId::new()]);
-        let get = |node, granularity, value: u32| kept.get(node, granularity, || value);
+        let get = |node, granularity, value: u32| kept.get(node, granularity, |_| value);
         assert_eq!(get(first, Granularity::Tensor, 1), 1);
         assert_eq!(get(first, Granularity::Tensor, 2), 1, "the same weight");
         assert_eq!(get(second, Granularity::Tensor, 3), 3, "another weight");
         assert_eq!(get(first, Granularity::Tensor, 4), 4, "a weight of before");
         assert_eq!(get(first, Granularity::Row, 5), 5, "another granularity");
-        assert_eq!(kept.get(first, Granularity::Row, || "six"), "six", "another type");
-        assert_eq!(kept.clone().get(first, Granularity::Row, || "seven"), "seven", "a clone");
-        assert_eq!(kept.get(first, Granularity::Row, || "eight"), "six");
+        assert_eq!(kept.get(first, Granularity::Row, |_| "six"), "six", "another type");
+        assert_eq!(kept.clone().get(first, Granularity::Row, |_| "seven"), "seven", "a clone");
+        assert_eq!(kept.get(first, Granularity::Row, |_| "eight"), "six");
+        assert_eq!(
+            kept.get(second, Granularity::Row, |before| before.unwrap_or("nothing")),
+            "six",
+            "its memory"
+        );
     }
 }

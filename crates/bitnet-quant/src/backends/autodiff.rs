@@ -24,8 +24,12 @@ pub(crate) trait LayerBackend: Backend {
     /// The weight's scales.
     type WeightScales: Debug + Clone + Send + 'static;
 
-    /// A weight's codes and scales by absmean.
-    fn weight_codes(weight: FloatTensor<Self>, granularity: Granularity) -> Self::WeightCodes;
+    /// A weight's codes and scales by absmean; `before` are those of a weight as it was, whose memory they may take.
+    fn weight_codes(
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+        before: Option<Self::WeightCodes>,
+    ) -> Self::WeightCodes;
 
     /// A weight's scales by absmean.
     fn weight_scales(weight: FloatTensor<Self>, granularity: Granularity) -> Self::WeightScales;
@@ -94,21 +98,22 @@ impl<B: LayerBackend> Weight<B> {
         fn quantized<T: Clone + Send + 'static>(
             kept: Option<(NodeId, &KeptCodes)>,
             granularity: Granularity,
-            quantize: impl FnOnce() -> T,
+            quantize: impl FnOnce(Option<T>) -> T,
         ) -> T {
             match kept {
                 Some((node, kept)) => kept.get(node, granularity, quantize),
-                None => quantize(),
+                None => quantize(None),
             }
         }
         let Quantization { weight: granularity, activation } = quantization;
         match activation {
             _ if lambda == 0.0 => Self::Latent(weight),
             ActivationQuant::PerToken(bits) if lambda == 1.0 => {
-                Self::Codes(quantized(kept, granularity, || B::weight_codes(weight, granularity)), bits)
+                let codes = quantized(kept, granularity, |old| B::weight_codes(weight, granularity, old));
+                Self::Codes(codes, bits)
             }
             _ => {
-                let scales = quantized(kept, granularity, || B::weight_scales(weight.clone(), granularity));
+                let scales = quantized(kept, granularity, |_| B::weight_scales(weight.clone(), granularity));
                 Self::Blended(weight, scales)
             }
         }

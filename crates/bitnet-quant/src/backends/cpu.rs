@@ -132,10 +132,21 @@ impl<B: CpuBackend> LayerBackend for B {
     type WeightCodes = SavedCodes<PackedTernary<'static>>;
     type WeightScales = Arc<[f32]>;
 
-    fn weight_codes(weight: FloatTensor<B>, granularity: Granularity) -> Self::WeightCodes {
+    fn weight_codes(
+        weight: FloatTensor<B>,
+        granularity: Granularity,
+        before: Option<Self::WeightCodes>,
+    ) -> Self::WeightCodes {
         let shape @ [d_output, d_input] = dims::<B>(&weight);
-        let packed = B::read(&weight, |weight| {
-            sound(Kernel::new().absmean_pack(weight, d_output, d_input, granularity))
+        let before = before
+            .filter(|before| before.shape == shape && before.codes.granularity() == granularity)
+            .and_then(|before| Arc::into_inner(before.codes));
+        let packed = B::read(&weight, |weight| match before {
+            Some(mut packed) => {
+                sound(Kernel::new().absmean_pack_to(weight, &mut packed));
+                packed
+            }
+            None => sound(Kernel::new().absmean_pack(weight, d_output, d_input, granularity)),
         });
         SavedCodes { codes: Arc::new(packed), shape }
     }

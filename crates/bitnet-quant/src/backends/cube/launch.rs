@@ -321,11 +321,13 @@ pub(super) fn sums(
     }
 }
 
-/// Whether the device has instructions for products of int8 matrices, as NVIDIA's and AMD's tensor cores do.
+/// Whether the device has int8 in memory and instructions for its products, as NVIDIA's tensor cores are.
 fn multiplies_int8(client: &Client) -> bool {
     let (codes, sums) = (ElemType::Int(IntKind::I8), ElemType::Int(IntKind::I32));
-    let cmma = &client.properties().features.matmul.cmma;
-    cmma.iter().any(|config| [config.a_type, config.b_type, config.cd_type] == [codes, codes, sums])
+    let properties = client.properties();
+    let mut configs = properties.features.matmul.cmma.iter();
+    properties.supports_type(codes)
+        && configs.any(|config| [config.a_type, config.b_type, config.cd_type] == [codes, codes, sums])
 }
 
 /// The bytes of words as codes: `[rows, 4 · words]`.
@@ -433,7 +435,7 @@ fn addresses(tensors: &[&CubeTensor]) -> AddressType {
 #[cfg(test)]
 mod tests {
     use burn::backend::DispatchDevice;
-    use burn::backend::ops::FloatTensorOps;
+    use burn::backend::ops::{FloatTensorOps, IntTensorOps};
     use burn::tensor::{Element, TensorData};
     use burn_cubecl::CubeBackend;
 
@@ -445,15 +447,45 @@ mod tests {
         TensorData::from_bytes(bytes, shape, dtype).try_into_vec().unwrap()
     }
 
-    /// What tensor cores are given, and lavapipe has none: rows of int8 with zeros up to a whole block.
+    fn device() -> Option<burn_cubecl::CubeDevice> {
+        match crate::device("wgpu") {
+            Ok(device) => match device.as_dispatch() {
+                DispatchDevice::Cube(device) => Some(device.clone()),
+                other => panic!("{other:?} is no device of CubeCL"),
+            },
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    /// What tensor cores give, and lavapipe has none: sums in i32, which are scaled as those in f32 are.
+    #[test]
+    fn sums_of_both_types_are_scaled() {
+        let Some(device) = device() else {
+            return;
+        };
+        let floats = |floats: Vec<f32>, shape: &[usize]| {
+            CubeBackend::float_from_data(TensorData::new(floats, shape.to_vec()), &device)
+        };
+        let scales = |n: usize| floats((0..n).map(|i| 0.1 + i as f32).collect(), &[n]);
+        let sums: Vec<i32> = (0..3 * 5).map(|i| i * 1_000 - 7_000).collect();
+        let same = floats(sums.iter().map(|&sum| sum as f32).collect(), &[3, 5]);
+        let sums = CubeBackend::int_from_data(TensorData::new(sums, [3, 5]), &device);
+        for (granularity, n) in [(Granularity::Tensor, 1), (Granularity::Row, TILE_ROWS)] {
+            let scaled = |sums| read::<f32>(scale(sums, scales(n), scales(3), granularity, DType::F32));
+            let found = scaled(sums.clone());
+            assert_eq!(found[0], -7_000.0 * (0.1 * 0.1));
+            assert_eq!(found, scaled(same.clone()));
+        }
+    }
+
+    /// What tensor cores are given: rows of int8 with zeros up to a whole block.
     #[test]
     fn words_are_rows_of_int8() {
-        let device = match crate::device("wgpu") {
-            Ok(device) => device,
-            Err(error) => return eprintln!("skipped: {error}"),
-        };
-        let DispatchDevice::Cube(device) = device.as_dispatch().clone() else {
-            panic!("not a device of CubeCL")
+        let Some(device) = device() else {
+            return;
         };
         let shape @ [rows, d_input] = [33, 20];
         let values: Vec<f32> = (0..rows * d_input).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();

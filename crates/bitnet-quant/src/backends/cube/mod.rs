@@ -39,7 +39,11 @@ impl LayerBackend for Cube {
     type WeightCodes = SavedCodes;
     type WeightScales = FloatTensor<Self>;
 
-    fn weight_codes(weight: FloatTensor<Self>, granularity: Granularity) -> SavedCodes {
+    fn weight_codes(
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+        _: Option<SavedCodes>,
+    ) -> SavedCodes {
         let [d_output, d_input] = weight.shape().dims();
         let (words, scales) = Self::pack(weight, granularity);
         SavedCodes { words, scales, layout: PackedLayout { d_output, d_input, granularity } }
