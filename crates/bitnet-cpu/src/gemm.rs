@@ -1,7 +1,10 @@
 //! Products of f32 matrices, of which one may be codes.
 
+#![allow(unsafe_code, reason = "results are written to memory that nobody has zeroed")]
+
 use std::array::from_fn;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -113,13 +116,13 @@ impl Tiles {
         None
     }
 
-    fn tile<const N: usize>(
+    unsafe fn tile<const N: usize>(
         self,
         _: [&[f32]; ROWS],
         _: usize,
         _: &[[Line; N]],
         _: bool,
-        _: [&mut [[f32; LINE]; N]; ROWS],
+        _: [&mut [[MaybeUninit<f32>; LINE]; N]; ROWS],
     ) {
         match self {}
     }
@@ -142,22 +145,16 @@ impl Gemm {
         Some(Self { tiles: Tiles::get()?, amx: Amx::get() })
     }
 
-    /// `out = a · b`.
+    /// `a · b`.
     ///
     /// # Shapes
-    /// - `a`: `[m, k]`, `b`: `[k, n]`, `out`: `[m, n]`, row-major
+    /// - `a`: `[m, k]`, `b`: `[k, n]`
+    /// - returns `[m, n]`, row-major
     ///
     /// # Errors
-    /// [`CpuError::Length`] if a slice does not have its shape, [`CpuError::Factor`] if a packed weight does not.
-    pub fn product(
-        self,
-        a: Matrix<'_>,
-        b: Right<'_>,
-        [m, k, n]: [usize; 3],
-        out: &mut [f32],
-    ) -> Result<(), CpuError> {
-        // Saturating, so that an absurd shape fails here instead of wrapping.
-        check_length("out", out.len(), m.saturating_mul(n))?;
+    /// [`CpuError::Length`] if a slice does not have its shape, or if there is no memory for the result;
+    /// [`CpuError::Factor`] if a packed weight does not have its shape.
+    pub fn product(self, a: Matrix<'_>, b: Right<'_>, [m, k, n]: [usize; 3]) -> Result<Vec<f32>, CpuError> {
         check_length("a", a.values.len().min(a.length(m, k)), a.length(m, k))?;
         match b {
             Right::Floats(b) => check_length("b", b.values.len().min(b.length(k, n)), b.length(k, n))?,
@@ -173,7 +170,12 @@ impl Gemm {
             }
         }
         if m == 0 || n == 0 {
-            return Ok(());
+            return Ok(Vec::new());
+        }
+        // Saturating, so that an absurd shape fails here instead of wrapping.
+        let (mut out, len) = (Vec::new(), m.saturating_mul(n));
+        if out.try_reserve_exact(len).is_err() {
+            return Err(CpuError::Length { name: "out", found: 0, expected: len });
         }
         let unpacked = match b {
             // Blocks that do not lie beneath each other cannot be read in lines.
@@ -183,30 +185,51 @@ impl Gemm {
         let b = if unpacked.is_empty() { b } else { Right::Floats(Matrix::rows(&unpacked, n)) };
         let split = self.amx.zip(scales(&b)).filter(|_| m >= FEW && k >= FEW);
         let unit = if split.is_some() { [32, 32] } else { [ROWS, LINES * LINE] };
-        let [rows, columns] = task_size([m, n], unit, (m * n).saturating_mul(k));
-        out.par_chunks_mut(rows * n).enumerate().for_each(|(i, out)| {
+        let [rows, columns] = task_size([m, n], unit, len.saturating_mul(k));
+        out.spare_capacity_mut()[..len].par_chunks_mut(rows * n).enumerate().for_each(|(i, out)| {
             split_columns(out, n, columns).into_par_iter().enumerate().for_each(|(j, mut out)| {
                 let at = [i * rows, j * columns];
                 match split {
                     #[cfg(target_arch = "x86_64")]
                     Some((amx, scales)) => split::block(&amx.tiles(), a, (b, scales), at, k, &mut out),
-                    _ => self.block(a, b, at, k, false, &mut out),
+                    // SAFETY: nothing is added.
+                    _ => unsafe { self.write(a, b, at, k, false, &mut out) },
                 }
             });
         });
-        Ok(())
+        // SAFETY: the tasks' parts are all of it, and each has written its own.
+        unsafe { out.set_len(len) };
+        Ok(out)
     }
 
     /// A part of a product, on this thread: the rows of `a` from `row` on times the columns of `b` from `column` on, into
-    /// equally long rows.
+    /// equally long rows, or added to them.
     pub(crate) fn block(
+        self,
+        a: Matrix<'_>,
+        b: Right<'_>,
+        at: [usize; 2],
+        k: usize,
+        add: bool,
+        out: &mut [&mut [f32]],
+    ) {
+        let out = &raw mut *out as *mut [&mut [MaybeUninit<f32>]];
+        // SAFETY: both slices are laid out alike, and what is written are numbers, as those that are there.
+        unsafe { self.write(a, b, at, k, add, &mut *out) }
+    }
+
+    /// The same into memory that need not hold numbers.
+    ///
+    /// # Safety
+    /// It must where they are added to.
+    unsafe fn write(
         self,
         a: Matrix<'_>,
         b: Right<'_>,
         [row, column]: [usize; 2],
         k: usize,
         add: bool,
-        out: &mut [&mut [f32]],
+        out: &mut [&mut [MaybeUninit<f32>]],
     ) {
         thread_local! {
             static PACKED: RefCell<(Vec<[f32; ROWS]>, Vec<Line>)> = const { RefCell::new((Vec::new(), Vec::new())) };
@@ -215,7 +238,7 @@ impl Gemm {
             return;
         };
         if k == 0 && !add {
-            out.iter_mut().for_each(|out| out.fill(0.0));
+            out.iter_mut().for_each(|out| out.fill(MaybeUninit::new(0.0)));
         }
         let kernel = Kernel::new();
         let runs = k.div_ceil(STEPS).max(1);
@@ -253,10 +276,13 @@ impl Gemm {
                             }
                             false => (from_fn(|i| a.row(first + i, i < out.len(), &steps)), 1),
                         };
-                        match b.len() / steps.len() {
-                            1 => self.tile::<1>(a, stride, b, add, at.clone(), out),
-                            2 => self.tile::<2>(a, stride, b, add, at.clone(), out),
-                            _ => self.tile::<LINES>(a, stride, b, add, at.clone(), out),
+                        // SAFETY: what is added to is the caller's, or the run's before.
+                        unsafe {
+                            match b.len() / steps.len() {
+                                1 => self.tile::<1>(a, stride, b, add, at.clone(), out),
+                                2 => self.tile::<2>(a, stride, b, add, at.clone(), out),
+                                _ => self.tile::<LINES>(a, stride, b, add, at.clone(), out),
+                            }
                         }
                     }
                 }
@@ -265,31 +291,40 @@ impl Gemm {
     }
 
     /// One tile, whole or at the edge, where it is computed beside the result.
+    ///
+    /// # Safety
+    /// The result must hold numbers where they are added to.
     #[inline]
-    fn tile<const N: usize>(
+    unsafe fn tile<const N: usize>(
         self,
         a: [&[f32]; ROWS],
         stride: usize,
         b: &[Line],
         add: bool,
         at: Range<usize>,
-        out: &mut [&mut [f32]],
+        out: &mut [&mut [MaybeUninit<f32>]],
     ) {
         let b = b.as_chunks::<N>().0;
-        if let Ok(out) = <&mut [&mut [f32]; ROWS]>::try_from(&mut *out)
+        if let Ok(out) = <&mut [&mut [MaybeUninit<f32>]; ROWS]>::try_from(&mut *out)
             && at.len() == N * LINE
         {
             let lines = out
                 .each_mut()
                 .map(|out| &mut out[at.clone()].as_chunks_mut::<LINE>().0.as_chunks_mut::<N>().0[0]);
-            self.tiles.tile(a, stride, b, add, lines);
-            return;
+            // SAFETY: the caller's promise.
+            return unsafe { self.tiles.tile(a, stride, b, add, lines) };
         }
-        let mut whole = [[[0.0; LINE]; N]; ROWS];
-        self.tiles.tile(a, stride, b, false, whole.each_mut());
+        let mut whole = [[[MaybeUninit::new(0.0_f32); LINE]; N]; ROWS];
+        // SAFETY: nothing is added; and numbers are there from the beginning.
+        let whole = unsafe {
+            self.tiles.tile(a, stride, b, false, whole.each_mut());
+            whole.map(|row| row.map(|line| line.map(|sum| sum.assume_init())))
+        };
         for (out, sums) in out.iter_mut().zip(&whole) {
             for (out, sum) in out[at.clone()].iter_mut().zip(sums.as_flattened()) {
-                *out = if add { *out + sum } else { *sum };
+                // SAFETY: the caller's promise.
+                let before = if add { unsafe { out.assume_init() } } else { 0.0 };
+                out.write(before + sum);
             }
         }
     }
@@ -461,19 +496,15 @@ mod tests {
             let right = expected(|i, j| a[i * k + j], |i, j| b[i * n + j], shape);
             for a in [Matrix::rows(&a, k), Matrix::columns(&a_t, m)] {
                 for b in [Matrix::rows(&b, n), Matrix::columns(&b_t, k)] {
-                    let mut out = vec![f32::NAN; m * n];
-                    gemm.product(a, Right::Floats(b), shape, &mut out).unwrap();
-                    assert_eq!(out, right, "{shape:?}");
+                    assert_eq!(gemm.product(a, Right::Floats(b), shape).unwrap(), right, "{shape:?}");
                 }
             }
             let codes: Vec<i8> = b.iter().map(|&b| b as i8).collect();
             let scales: Vec<f32> = (0..k).map(|i| 0.5 * (1 + i % 3) as f32).collect();
             let right = expected(|i, j| a[i * k + j], |i, j| b[i * n + j] * scales[i], shape);
             for a in [Matrix::rows(&a, k), Matrix::columns(&a_t, m)] {
-                let mut out = vec![f32::NAN; m * n];
                 let b = Right::Codes { codes: &codes, scales: &scales };
-                gemm.product(a, b, shape, &mut out).unwrap();
-                assert_eq!(out, right, "codes, {shape:?}");
+                assert_eq!(gemm.product(a, b, shape).unwrap(), right, "codes, {shape:?}");
             }
         }
     }
@@ -501,9 +532,8 @@ mod tests {
             let values = weight.dequantize();
             let expected = expected(|i, j| a[i * k + j], |i, j| values[i * n + j], [m, k, n]);
             for gemm in variants() {
-                let mut out = vec![f32::NAN; m * n];
-                gemm.product(Matrix::rows(&a, k), Right::Ternary(&weight), [m, k, n], &mut out).unwrap();
-                assert_eq!(out, expected, "{granularity:?}");
+                let found = gemm.product(Matrix::rows(&a, k), Right::Ternary(&weight), [m, k, n]).unwrap();
+                assert_eq!(found, expected, "{granularity:?}");
             }
         }
     }
@@ -517,9 +547,8 @@ mod tests {
         let codes: Vec<i8> = (0..k * n).map(|i| (i * 37 % 255) as u8 as i8).collect();
         let scales: Vec<f32> = (0..k).map(|i| 0.01 + i as f32 * 0.003).collect();
         for gemm in variants() {
-            let mut out = vec![f32::NAN; m * n];
             let b = Right::Codes { codes: &codes, scales: &scales };
-            gemm.product(Matrix::rows(&a, k), b, [m, k, n], &mut out).unwrap();
+            let out = gemm.product(Matrix::rows(&a, k), b, [m, k, n]).unwrap();
             for (at, out) in out.into_iter().enumerate() {
                 let terms = (0..k).map(|i| {
                     f64::from(a[at / n * k + i]) * f64::from(codes[i * n + at % n]) * f64::from(scales[i])
@@ -536,9 +565,8 @@ mod tests {
             let mut a = integers(40 * 50, 5);
             a[7 * 50 + 20] = x;
             for gemm in variants() {
-                let mut out = vec![0.0; 40 * 16];
                 let b = Right::Codes { codes: &[1; 50 * 16], scales: &[1.0; 50] };
-                gemm.product(Matrix::rows(&a, 50), b, [40, 50, 16], &mut out).unwrap();
+                let out = gemm.product(Matrix::rows(&a, 50), b, [40, 50, 16]).unwrap();
                 let finite: Vec<bool> = out.chunks(16).map(|row| row.iter().all(|y| y.is_finite())).collect();
                 assert!(
                     !finite[7] && finite.iter().filter(|&&finite| finite).count() == 39,
@@ -562,9 +590,7 @@ mod tests {
         for b in [Right::Floats(Matrix::rows(&b, n)), Right::Codes { codes: &codes, scales: &scales }] {
             let product = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let mut out = vec![0.0; m * n];
-                pool.install(|| gemm.product(Matrix::rows(&a, k), b, shape, &mut out)).unwrap();
-                out
+                pool.install(|| gemm.product(Matrix::rows(&a, k), b, shape)).unwrap()
             };
             assert_eq!(product(1), product(5));
         }
@@ -576,13 +602,15 @@ mod tests {
             return;
         };
         let (a, b) = (Matrix::rows(&[1.0; 5], 3), Right::Floats(Matrix::rows(&[1.0; 6], 2)));
-        let error = gemm.product(a, b, [2, 3, 2], &mut [0.0; 4]).unwrap_err();
+        let error = gemm.product(a, b, [2, 3, 2]).unwrap_err();
         assert_eq!(error, CpuError::Length { name: "a", found: 5, expected: 6 });
-        let huge = [usize::MAX, 3, 2];
-        assert!(matches!(gemm.product(a, b, huge, &mut []), Err(CpuError::Length { name: "out", .. })));
+        let huge = [usize::MAX, 0, 2];
+        let nothing = (Matrix::rows(&[], 0), Right::Floats(Matrix::rows(&[], 2)));
+        let error = gemm.product(nothing.0, nothing.1, huge).unwrap_err();
+        assert_eq!(error, CpuError::Length { name: "out", found: 0, expected: usize::MAX });
         let weight = PackedTernary::pack(&[1; 12], &[1.0], 4, 3, Granularity::Tensor).unwrap();
         let a = Matrix::rows(&[1.0; 6], 6);
-        let error = gemm.product(a, Right::Ternary(&weight), [1, 6, 2], &mut [0.0; 2]).unwrap_err();
+        let error = gemm.product(a, Right::Ternary(&weight), [1, 6, 2]).unwrap_err();
         assert_eq!(error, CpuError::Factor { found: [4, 3], expected: [6, 2] });
     }
 }

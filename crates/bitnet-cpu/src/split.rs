@@ -5,6 +5,7 @@
 
 use std::array::from_fn;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::Kernel;
@@ -35,7 +36,7 @@ pub(crate) fn block(
     (b, scales): (Right<'_>, &[f32]),
     [row, column]: [usize; 2],
     k: usize,
-    out: &mut [&mut [f32]],
+    out: &mut [&mut [MaybeUninit<f32>]],
 ) {
     type Packed = (Vec<[[Tile; 2]; PARTS]>, Vec<[Tile; 2]>, Vec<[[Tile; 2]; 2]>);
     thread_local! {
@@ -72,9 +73,9 @@ pub(crate) fn block(
             for (out, sums) in out.chunks_mut(SIDE).zip(&sums[i / SIDE * n_columns..]) {
                 let tiles = &sums[i % SIDE / 16];
                 for (out, tile) in out.chunks_mut(16).zip(tiles) {
-                    let sums: &[f32; 16] = bytemuck::cast_ref(&tile.0[i % 16]);
-                    match <&mut [f32; 16]>::try_from(&mut *out) {
-                        Ok(out) => *out = *sums,
+                    let sums = tile.0[i % 16].map(|sum| MaybeUninit::new(f32::from_bits(sum)));
+                    match <&mut [MaybeUninit<f32>; 16]>::try_from(&mut *out) {
+                        Ok(out) => *out = sums,
                         Err(_) => out.copy_from_slice(&sums[..out.len()]),
                     }
                 }

@@ -44,12 +44,11 @@ fn product<B: CpuBackend>(x: &FloatTensor<B>, weight: &FloatTensor<B>) -> FloatT
         return B::float_matmul(x.clone(), B::float_transpose(weight.clone()));
     };
     let ([tokens, d_input], [d_output, _]) = (dims::<B>(x), dims::<B>(weight));
-    let mut y = vec![0.0; tokens * d_output];
-    B::read(x, |x| {
+    let y = B::read(x, |x| {
         B::read(weight, |weight| {
             let weight = Right::Floats(Matrix::columns(weight, d_input));
-            sound(gemm.product(Matrix::rows(x, d_input), weight, [tokens, d_input, d_output], &mut y));
-        });
+            sound(gemm.product(Matrix::rows(x, d_input), weight, [tokens, d_input, d_output]))
+        })
     });
     tensor::<B>(y, [tokens, d_output], x)
 }
@@ -62,9 +61,8 @@ fn input_gradient<B: CpuBackend>(
     d_input: usize,
 ) -> FloatTensor<B> {
     let [tokens, d_output] = dims::<B>(grad);
-    let mut out = vec![0.0; tokens * d_input];
-    B::read(grad, |grad| {
-        sound(gemm.product(Matrix::rows(grad, d_output), weight, [tokens, d_output, d_input], &mut out));
+    let out = B::read(grad, |grad| {
+        sound(gemm.product(Matrix::rows(grad, d_output), weight, [tokens, d_output, d_input]))
     });
     tensor::<B>(out, [tokens, d_input], grad)
 }
@@ -77,9 +75,8 @@ fn weight_gradient<B: CpuBackend>(
     d_input: usize,
 ) -> FloatTensor<B> {
     let [tokens, d_output] = dims::<B>(grad);
-    let mut out = vec![0.0; d_output * d_input];
-    B::read(grad, |grad| {
-        sound(gemm.product(Matrix::columns(grad, d_output), x, [d_output, tokens, d_input], &mut out));
+    let out = B::read(grad, |grad| {
+        sound(gemm.product(Matrix::columns(grad, d_output), x, [d_output, tokens, d_input]))
     });
     tensor::<B>(out, [d_output, d_input], grad)
 }
