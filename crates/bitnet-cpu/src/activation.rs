@@ -6,7 +6,7 @@ use crate::error::check_length;
 use crate::weight::EPS;
 use crate::{CpuError, Kernel};
 
-/// So many codes, and the four times as many bytes that they are made of, are more than caches hold until they are read.
+/// So many codes, and the four times as many bytes that they are made of, are more than most caches hold until they are read.
 const STREAMED: usize = 1 << 26;
 
 /// Tokens quantized by absmax: `x ≈ codes · scale`.

@@ -26,9 +26,7 @@ pub(crate) type Accumulators = [[i32; TILE_ROWS]; MAX_TOKENS];
 #[cfg(target_arch = "x86_64")]
 pub(crate) enum Level {
     Scalar,
-    #[cfg(target_arch = "x86_64")]
     Avx2,
-    #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 

@@ -201,13 +201,15 @@ impl Kernel {
         granularity: Granularity,
     ) -> Result<PackedTernary<'static>, CpuError> {
         let shape = Shape::new(d_output, d_input, granularity)?;
+        check_length("w", w.len(), d_output.saturating_mul(d_input))?;
         let (words, scales) = (zeros_in_huge_pages(shape.words()), vec![0.0; shape.tiled_scales()]);
         let mut packed = PackedTernary { shape, words: words.into(), scales: scales.into() };
         self.absmean_pack_to(w, &mut packed)?;
         Ok(packed)
     }
 
-    /// The same into the memory of a packed weight, whose shape and granularity `w` has.
+    /// The same into the memory of a packed weight, whose shape and granularity `w` has; words that are borrowed stay as they
+    /// are, and others take their place.
     ///
     /// # Errors
     /// [`CpuError::Length`] if `w` does not have the shape.

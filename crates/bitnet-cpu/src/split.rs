@@ -9,15 +9,13 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::Kernel;
-use crate::gemm::{Matrix, Right};
+use crate::gemm::{Matrix, Right, SIDE, code_of, padded};
 use crate::kernel::vectorized;
 use crate::packed::{BLOCK_INPUTS, TILE_ROWS};
 use crate::x86::AmxTiles;
 
 /// Into how many bf16 a number is split.
 pub(crate) const PARTS: usize = 3;
-/// Rows and columns of a block of the result, two tiles each way, and the steps of a tile.
-pub(crate) const SIDE: usize = 32;
 /// Tiles of steps after which the sums are put aside: those of a block's rows then stay in the first cache.
 const RUN: usize = 4;
 
@@ -163,8 +161,7 @@ vectorized! {
                         for (at, pairs) in tile.0.iter_mut().enumerate() {
                             let (word, next) = (word(first + 2 * at), word(first + 2 * at + 1));
                             for (i, lane) in pairs.iter_mut().enumerate() {
-                                let code = |word: i32| ((word >> (8 * (i % 4) + 2 * (i / 4)) & 3) - 1) as f32;
-                                *lane = pair(code(word), code(next));
+                                *lane = pair(code_of(word, i), code_of(next, i));
                             }
                         }
                     }
@@ -204,14 +201,3 @@ fn swapped<const HALF: usize>(rows: [[f32; 16]; 16]) -> [[f32; 16]; 16] {
 
 /// A word of sixteen zeros.
 const NO_CODES: i32 = 0x5555_5555;
-
-/// Up to 32 values; what is missing is zero.
-#[inline(always)]
-fn padded<T: Copy + Default>(values: &[T]) -> [T; SIDE] {
-    if let Ok(values) = <&[T; SIDE]>::try_from(values) {
-        return *values;
-    }
-    let mut padded = [T::default(); SIDE];
-    padded[..values.len()].copy_from_slice(values);
-    padded
-}

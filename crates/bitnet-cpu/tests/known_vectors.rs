@@ -138,6 +138,7 @@ fn weights_packed_on_the_way_have_the_same_ties() {
             kernel.absmean_pack_to(&w, &mut other).unwrap();
             assert_eq!(other.words(), packed.words(), "{kernel:?}, {x}");
             assert!(kernel.absmean_pack_to(&w[1..], &mut other).is_err());
+            assert!(kernel.absmean_pack(&[], usize::MAX, 1, Granularity::Tensor).is_err());
         }
     }
 }

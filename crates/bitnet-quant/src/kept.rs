@@ -7,8 +7,8 @@ use burn::backend::autodiff::NodeId;
 /// What quantizing a layer's weight gave, kept while the weight stays as it is: for every micro-batch of an optimizer step.
 ///
 /// A weight is known by its node in the autodiff graph. Whatever changes a weight gives it another: an optimizer's step, a
-/// loaded record, a move to another device. A weight without a node, as that of a model for inference, is not kept. Nor is
-/// a clone's: its weight most often goes another way.
+/// loaded record, a move to another device. A weight without a node, as that of a model for inference, is not kept, nor one in
+/// half precision, which each forward pass casts anew. Nor is a clone's: its weight most often goes another way.
 #[derive(Debug, Default)]
 pub struct KeptCodes(Mutex<Option<Kept>>);
 

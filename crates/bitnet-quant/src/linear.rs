@@ -25,8 +25,8 @@ pub struct Quantization {
 /// The BitNet layer: `y = x_eff · w_effᵀ + bias`.
 ///
 /// `x_eff` and `w_eff` move from the latent values (λ = 0) to the quantized ones (λ = 1), where both are integers times
-/// scales: there, in f32, the product is that of the integers, `y = acc · (w_scale · x_scale)`, which a packed weight
-/// gives too, bit for bit. The gradients are `dW = gᵀ·x_eff`, `dX = g·w_eff` and `dbias = Σg` at every λ. The bias is
+/// scales: there the product is that of the integers, `y = acc · (w_scale · x_scale)`, which a packed weight gives too, bit
+/// for bit. The gradients are `dW = gᵀ·x_eff`, `dX = g·w_eff` and `dbias = Σg` at every λ. The bias is
 /// never quantized.
 ///
 /// This is one operation with a backward pass of its own: kernels quantize each operand in one pass, multiply int8 with

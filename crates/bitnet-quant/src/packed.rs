@@ -148,7 +148,7 @@ impl PackedWeight {
 /// exact integer. With a scale per group, the groups' products are added in ascending order.
 ///
 /// The gradient with respect to `x` is `g · (codes · scale)`, straight through the activations' quantization; the weight
-/// has none. In f32 this is one operation on int8 activations and the words where they lie, on CPUs and on GPUs.
+/// has none. This is one operation on int8 activations and the words where they lie, on CPUs and on GPUs.
 ///
 /// # Shapes
 /// - `x`: `[.., d_input]`, `bias`: `[d_output]`

@@ -18,7 +18,10 @@ impl Amx {
     }
 
     /// Sets up the tiles of this thread, for as long as the result lives.
-    pub(crate) fn tiles(self) -> AmxTiles {
+    ///
+    /// # Safety
+    /// The thread must have no other `AmxTiles`: dropping one takes the tiles from both.
+    pub(crate) unsafe fn tiles(self) -> AmxTiles {
         /// Eight tiles of sixteen rows, 64 bytes each.
         #[repr(C, align(64))]
         struct Shapes {
@@ -124,7 +127,7 @@ fn has_instructions() -> bool {
 fn is_permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XTILEDATA: libc::c_long = 18;
-    // SAFETY: the call changes nothing but what this process may use.
+    // SAFETY: it changes what this process may use, and by that how large a stack for signals must be at least.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 }
 }
 

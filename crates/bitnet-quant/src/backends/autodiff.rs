@@ -113,7 +113,10 @@ impl<B: LayerBackend> Weight<B> {
                 Self::Codes(codes, bits)
             }
             _ => {
-                let scales = quantized(kept, granularity, |_| B::weight_scales(weight.clone(), granularity));
+                let scales = quantized(kept, granularity, |before| {
+                    drop(before);
+                    B::weight_scales(weight.clone(), granularity)
+                });
                 Self::Blended(weight, scales)
             }
         }

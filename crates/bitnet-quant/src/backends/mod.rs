@@ -120,3 +120,30 @@ fn in_one_context(a: Tensor<2>, b: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let b = lift(b, &a);
     (a, b)
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::{Granularity, PackedWeight, ternarize};
+
+    /// Results show no difference: both have the same codes, and are rounded to the same type.
+    #[test]
+    fn f32_and_halves_are_fused() {
+        let device = crate::device("flex").unwrap();
+        let values = |shape: [usize; 2]| Tensor::<2>::ones(shape, &device);
+        let weight = ternarize(values([4, 16]), Granularity::Tensor).unwrap().read().unwrap();
+        let packed = PackedWeight::pack(&weight, &device).unwrap();
+        for (dtype, fused) in
+            [(DType::F32, true), (DType::F16, true), (DType::BF16, true), (DType::F64, false)]
+        {
+            let x = values([3, 16]).cast(dtype);
+            let quantization = Quantization::default();
+            for (x, w) in [(x.clone(), values([4, 16])), (values([3, 16]), values([4, 16]).cast(dtype))] {
+                let y = bit_linear(&x, &w, quantization, 1.0, &KeptCodes::default());
+                assert_eq!(y.map(|y| y.dtype()), fused.then_some(x.dtype()), "{dtype:?}");
+            }
+            let y = packed_linear(&x, &packed, quantization.activation);
+            assert_eq!(y.map(|y| y.dtype()), fused.then_some(dtype), "{dtype:?}, packed");
+        }
+    }
+}

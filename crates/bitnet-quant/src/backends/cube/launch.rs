@@ -1,8 +1,9 @@
-//! Sizes, outputs and cubes of the kernels. Words of codes are i32; weights, scales and all arithmetic are f32, and inputs and
-//! outputs of the layer f32, f16 or bf16.
+//! Sizes, outputs and cubes of the kernels. Words of codes are i32; weights and scales are f32, inputs and outputs of the layer f32,
+//! f16 or bf16. Kernels compute in f32, and products of codes are exact in any type.
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
+use burn_cubecl::cubecl::ir::features::TypeUsage;
 use burn_cubecl::cubecl::ir::{ElemType, FloatKind, IntKind};
 use burn_cubecl::cubecl::prelude::{AddressType, Client, CubeCount, CubeDim};
 use burn_cubecl::cubecl::server::CubeCountSelection;
@@ -310,14 +311,20 @@ pub(super) fn sums(
     let (x, w, sum) = if multiplies_int8(&client) {
         (as_int8(into_contiguous(codes)), as_int8(bytes(words, layout)), DType::I32)
     } else {
-        let half = client.properties().supports_type(ElemType::Float(FloatKind::F16));
+        let usage = client.properties().type_usage(ElemType::Float(FloatKind::F16));
+        let half = usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion | TypeUsage::Arithmetic);
         let dtype = if half { DType::F16 } else { DType::F32 };
         let x = dequantize_tokens(codes, x_scales, layout, false, dtype);
         (x, dequantize_weight(words, scales, layout, false, dtype), DType::F32)
     };
-    match matmul(x, permute(w, &[1, 0]), None, MatmulStrategy::default(), sum) {
-        Ok(sums) => sums,
-        Err(error) => unreachable!("the device multiplies {sum:?}: {error:?}"),
+    matrix_product(x, permute(w, &[1, 0]), sum)
+}
+
+/// `a · b` in a wider type.
+pub(super) fn matrix_product(a: CubeTensor, b: CubeTensor, dtype: DType) -> CubeTensor {
+    match matmul(a, b, None, MatmulStrategy::default(), dtype) {
+        Ok(product) => product,
+        Err(error) => unreachable!("every device multiplies: {error:?}"),
     }
 }
 
@@ -326,7 +333,7 @@ fn multiplies_int8(client: &Client) -> bool {
     let (codes, sums) = (ElemType::Int(IntKind::I8), ElemType::Int(IntKind::I32));
     let properties = client.properties();
     let mut configs = properties.features.matmul.cmma.iter();
-    properties.supports_type(codes)
+    properties.type_usage(codes).contains(TypeUsage::Buffer)
         && configs.any(|config| [config.a_type, config.b_type, config.cd_type] == [codes, codes, sums])
 }
 

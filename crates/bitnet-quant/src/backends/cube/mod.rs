@@ -17,7 +17,7 @@ mod ops;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::DType;
 
 use self::ops::CubeOps;
 use super::BitLinearOps;
@@ -42,8 +42,9 @@ impl LayerBackend for Cube {
     fn weight_codes(
         weight: FloatTensor<Self>,
         granularity: Granularity,
-        _: Option<SavedCodes>,
+        before: Option<SavedCodes>,
     ) -> SavedCodes {
+        drop(before);
         let [d_output, d_input] = weight.shape().dims();
         let (words, scales) = Self::pack(weight, granularity);
         SavedCodes { words, scales, layout: PackedLayout { d_output, d_input, granularity } }
@@ -93,10 +94,10 @@ impl LayerBackend for Cube {
     }
 
     fn weight_gradient(grad: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let of_weight = Self::float_matmul(Self::float_transpose(grad), x);
-        match of_weight.dtype() {
-            DType::F32 => of_weight,
-            _ => Self::float_cast(of_weight, FloatDType::F32),
+        let grad = Self::float_transpose(grad);
+        match x.dtype() {
+            DType::F32 => Self::float_matmul(grad, x),
+            _ => Self::product_in_f32(grad, x),
         }
     }
 }

@@ -11,8 +11,8 @@ use super::super::packed::PackedOps;
 use super::launch;
 use crate::{Bits, Granularity, PackedLayout};
 
-/// Where there are more tokens than this, and one scale per row, the product is one of matrices: the codes are unpacked for
-/// the matrix product of the backend. Not measured on a GPU yet.
+/// Where there are more tokens than this, and one scale per row, the product is one of matrices: the codes are made ready
+/// for the matrix product of the backend. Not measured on a GPU yet.
 const FEW_TOKENS: usize = 32;
 
 /// The quantizers of a layer, and its product at λ = 1, on a GPU. Weights and scales are f32; `x` may also be f16 or bf16, and
@@ -79,6 +79,10 @@ pub(super) trait CubeOps: Backend {
         layout: PackedLayout,
         dtype: DType,
     ) -> FloatTensor<Self>;
+
+    /// `a · b` in f32, of two matrices in less.
+    #[fusion(dtype = DType::F32, shape = Shape::new([a[0], b[1]]))]
+    fn product_in_f32(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 #[cfg(feature = "fusion")]
@@ -140,6 +144,10 @@ impl CubeOps for CubeBackend {
         }
         let sums = launch::sums(codes, x_scales.clone(), words, scales.clone(), layout);
         launch::scale(sums, scales, x_scales, layout.granularity, dtype)
+    }
+
+    fn product_in_f32(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        launch::matrix_product(a, b, DType::F32)
     }
 }
 
