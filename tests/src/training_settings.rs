@@ -37,13 +37,14 @@ fn trained(
 
 /// The same operations are computed, some of them twice; where Burn fuses them, not always with the same ones.
 pub fn gradient_checkpointing(device: &Device) {
+    let of_loss = if cfg!(feature = "fusion") { 1e-5 } else { 1e-6 };
     for lambda in [0.0, 0.5, 1.0] {
         let (expected, expected_weights) = trained(device, lambda, |_| ()).unwrap();
         let (found, weights) =
             trained(device, lambda, |config| config.gradient_checkpointing = true).unwrap();
         for (found, expected) in found.iter().zip(&expected) {
             let (norm, loss) = (found.grad_norm / expected.grad_norm, found.loss / expected.loss);
-            assert!((norm - 1.0).abs() < 1e-5 && (loss - 1.0).abs() < 1e-5, "λ {lambda}: {norm} {loss}");
+            assert!((norm - 1.0).abs() < 1e-5 && (loss - 1.0).abs() < of_loss, "λ {lambda}: {norm} {loss}");
         }
         assert_close_relative("weights", &weights, &expected_weights, 1e-5);
     }

@@ -151,6 +151,7 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
 pub fn device_report() -> Vec<(&'static str, Result<Device, DeviceError>)> {
     Backend::ALL.into_iter().map(|b| (b.name(), DeviceName { backend: b, index: 0 }.find())).collect()
 }
+
 /// Whether the device's memory is this process's, so that tensors are slices.
 pub(crate) fn is_cpu(device: &Device) -> bool {
     match device.as_dispatch() {

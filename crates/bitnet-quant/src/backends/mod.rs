@@ -33,9 +33,10 @@ pub(crate) use training::{
 };
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
 
+use crate::device::is_cpu;
 use crate::{ActivationQuant, KeptCodes, Quantization};
 
 /// The product of a BitNet layer as one operation, with a backward pass written by hand.
@@ -90,14 +91,11 @@ pub(crate) fn bit_linear(
 /// In which type the operations of a backend take `x`, if it has them: f32 for the kernels of `bitnet-cpu`, its own for those
 /// of CubeCL.
 fn type_of_operations(x: &Tensor<2>) -> Option<DType> {
-    let dtype = match x.clone().inner().device().as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => DType::F32,
-        #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => DType::F32,
+    let device = x.clone().inner().device();
+    let dtype = match device.as_dispatch() {
+        _ if is_cpu(&device) => DType::F32,
         #[cfg(feature = "cube")]
-        DispatchDevice::Cube(_) => x.dtype(),
-        #[allow(unreachable_patterns, reason = "reached where another backend is compiled in")]
+        burn::backend::DispatchDevice::Cube(_) => x.dtype(),
         _ => return None,
     };
     is_f32_or_half(x.dtype()).then_some(dtype)
